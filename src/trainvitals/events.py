@@ -1,0 +1,471 @@
+"""Typed events: this file IS the signal catalogue.
+
+One pydantic model per family. A *signal* is a field of such a model, written ``family.field`` (``policy.kl_ref``).
+Every field states its unit, physical range, meaning, emitters and cadence; the rule language checks rules against them,
+``schemas/event.schema.json`` and ``docs/signals.md`` are generated from them.
+
+On the per-step path the bus does not carry one model per family but a `Frame`: all signals that one moment of a run gave,
+packed as ``{signal: number}``. Building eight models costs about 15 us, packing a dict about 2 us, and one logged step
+must cost less than ``json.dumps`` of the same row. `Frame.of` packs models, `Frame.events` unpacks them, and both agree.
+
+A labelled signal has one series per label value, keyed ``reward.component_mean{component=format}``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Cadence = Literal["update", "rollout", "eval", "sample", "once"]
+
+
+def signal(
+    unit: str,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    emitters: str = "any",
+    cadence: Cadence = "update",
+    label: str | None = None,
+) -> Any:
+    """Declare one signal.
+
+    Args:
+        unit: Unit of the number. ``fraction`` is 0..1 and never percent; ``nats``, ``tokens``, ``seconds``, ``bytes``,
+            ``reward``, ``score``, ``count``, ``norm``, ``loss``, ``ratio``, ``rate``.
+        meaning: One sentence; with formula and source where there is one.
+        low: Physical lower bound, inclusive; None when unbounded.
+        high: Physical upper bound, inclusive; None when unbounded.
+        emitters: Space-separated trainers (``grpo rloo``) that can emit it, or ``any``.
+        cadence: How often a new value is expected: each optimizer update, each generation batch, each evaluation, at
+            its own pace (``sample``), or once a run.
+        label: Name of the label (``component``, ``rank``) when there is one series per label value.
+    """
+    extra = {"unit": unit, "low": low, "high": high, "emitters": emitters.split(), "cadence": cadence, "label": label}
+    return Field(default=None, description=meaning, json_schema_extra=extra)
+
+
+class Event(BaseModel):
+    """Base of the family models: frozen, no unknown fields, every metric optional (missing is data)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    family: ClassVar[str]
+
+
+class RunEvent(Event):
+    """Progress of the run itself."""
+
+    family: ClassVar[str] = "run"
+    progress: float | None = signal("fraction", "Optimizer updates done divided by updates planned.", low=0, high=1)
+    tokens_seen: float | None = signal("tokens", "Prompt and completion tokens processed so far, all ranks.", low=0)
+    epoch: float | None = signal("count", "Passes over the training data so far.", low=0)
+    logging_every: float | None = signal("count", "Optimizer updates that one logged value averages.", low=1, cadence="once")
+
+
+class OptimEvent(Event):
+    """Loss, gradient and schedule."""
+
+    family: ClassVar[str] = "optim"
+    loss: float | None = signal("loss", "Training loss as logged: transformers replaces NaN by a running mean (logging_nan_inf_filter).")
+    loss_raw: float | None = signal("loss", "Loss of one optimizer step before any NaN filter, mean of its micro-batches, this rank.")
+    grad_norm: float | None = signal("norm", "Total gradient norm before clipping, as logged (of the last step of the window).", low=0)
+    grad_norm_step: float | None = signal("norm", "Total gradient norm of this very step, before clipping where the trainer hands it out.", low=0)
+    learning_rate: float | None = signal("rate", "Learning rate that the step used (first parameter group).", low=0)
+    nonfinite_grads: float | None = signal("count", "Parameters whose gradient holds a NaN or Inf at this step.", low=0)
+    update_ratio: float | None = signal("ratio", "Norm of the parameter update over norm of the parameters.", low=0)
+    clipped_step: float | None = signal("fraction", "1 when this step's gradient norm was above max_grad_norm, else 0.", low=0, high=1)
+    trainable_with_grad: float | None = signal("fraction", "Share of trainable parameters that received a gradient.", low=0, high=1)
+
+
+class RewardEvent(Event):
+    """Rewards of sampled completions, before they become advantages."""
+
+    family: ClassVar[str] = "reward"
+    _on: ClassVar[str] = "grpo rloo ppo async_grpo online_dpo"
+    mean: float | None = signal("reward", "Mean of the weighted sum of reward functions over the generation batch.", emitters=_on, cadence="rollout")
+    std: float | None = signal("reward", "Spread over the WHOLE generation batch (TRL `reward_std` since 0.27). Not a collapse signal.", low=0, emitters=_on, cadence="rollout")
+    min: float | None = signal("reward", "Smallest reward in the generation batch.", emitters=_on, cadence="rollout")
+    max: float | None = signal("reward", "Largest reward in the generation batch.", emitters=_on, cadence="rollout")
+    group_std_mean: float | None = signal("reward", "Mean over prompts of the standard deviation within the prompt's group (unbiased, G-1).", low=0, emitters="grpo rloo", cadence="rollout")
+    group_zero_std_fraction: float | None = signal("fraction", "Share of prompt groups whose rewards are all equal: they give no advantage.", low=0, high=1, emitters="grpo rloo", cadence="rollout")
+    all_low_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the lowest reward seen in the run.", low=0, high=1, emitters="grpo rloo", cadence="rollout")
+    all_high_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the highest reward seen in the run.", low=0, high=1, emitters="grpo rloo", cadence="rollout")
+    group_count: float | None = signal("count", "Prompt groups in the generation batch, all ranks.", low=0, emitters="grpo rloo", cadence="rollout")
+    unscored_fraction: float | None = signal("fraction", "Share of completions for which every reward function returned None or NaN.", low=0, high=1, emitters=_on, cadence="rollout")
+    length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length.", low=-1, high=1, emitters="grpo rloo", cadence="rollout")
+    component_mean: dict[str, float] | None = signal("reward", "Mean of one reward function over the generation batch.", emitters=_on, cadence="rollout", label="component")
+    component_std: dict[str, float] | None = signal("reward", "Standard deviation of one reward function over the generation batch.", low=0, emitters=_on, cadence="rollout", label="component")
+    component_share: dict[str, float] | None = signal("fraction", "w_k*std_k / sum_j w_j*std_j: the part of the reward spread that one function contributes.", low=0, high=1, emitters="grpo rloo", cadence="rollout", label="component")
+    component_unscored_fraction: dict[str, float] | None = signal("fraction", "Share of completions for which one function returned None or NaN.", low=0, high=1, emitters="grpo rloo", cadence="rollout", label="component")
+
+
+class AdvantageEvent(Event):
+    """Advantages as the loss sees them."""
+
+    family: ClassVar[str] = "advantage"
+    mean: float | None = signal("ratio", "Mean advantage of the batch; 0 by construction in GRPO.", emitters="grpo rloo ppo", cadence="rollout")
+    std: float | None = signal("ratio", "Standard deviation of the advantages of the batch.", low=0, emitters="grpo rloo ppo", cadence="rollout")
+    abs_max: float | None = signal("ratio", "Largest absolute advantage; at most (G-1)/sqrt(G) when scaled by the group's own std.", low=0, emitters="grpo rloo ppo", cadence="rollout")
+
+
+class PolicyEvent(Event):
+    """The policy against its reference, its own past and its clip range."""
+
+    family: ClassVar[str] = "policy"
+    entropy: float | None = signal("nats", "Mean token entropy of the policy over completion tokens.", low=0, emitters="grpo rloo ppo sft dpo distillation")
+    kl_ref: float | None = signal("nats", "KL to the REFERENCE policy per token (GRPO: k3 estimate; only logged when beta > 0).", emitters="grpo rloo")
+    kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, online DPO).", emitters="ppo online_dpo")
+    kl_old: float | None = signal("nats", "KL to the policy that generated the batch, within the update (PPO approxkl).", emitters="ppo verl")
+    clip_fraction: float | None = signal("fraction", "Share of tokens where the clip is ACTIVE for the sign of the advantage (TRL clip_ratio/region_mean): a lower bound of ratio_outside_fraction.", low=0, high=1, emitters="grpo rloo ppo")
+    clip_fraction_low: float | None = signal("fraction", "Share of tokens with ratio < 1-eps and a negative advantage.", low=0, high=1, emitters="grpo rloo")
+    clip_fraction_high: float | None = signal("fraction", "Share of tokens with ratio > 1+eps and a positive advantage.", low=0, high=1, emitters="grpo rloo")
+    ratio_outside_fraction: float | None = signal("fraction", "Share of completion tokens (sequences when sequence-level) whose importance ratio lies outside [1-eps_low, 1+eps_high], from per-token ratios.", low=0, high=1, emitters="grpo rloo")
+    ratio_mean: float | None = signal("ratio", "Mean importance ratio new/old policy over completion tokens.", low=0, emitters="grpo rloo ppo")
+    ratio_max: float | None = signal("ratio", "Largest importance ratio of the step.", low=0, emitters="grpo rloo ppo")
+    clip_low: float | None = signal("ratio", "Lower end of the clip range, 1 - epsilon.", low=0, high=1, emitters="grpo rloo ppo", cadence="once")
+    clip_high: float | None = signal("ratio", "Upper end of the clip range, 1 + epsilon_high.", low=1, emitters="grpo rloo ppo", cadence="once")
+
+
+class SamplerEvent(Event):
+    """Trainer against rollout engine: the same weights should give the same log-probabilities."""
+
+    family: ClassVar[str] = "sampler"
+    _on: ClassVar[str] = "grpo rloo async_grpo"
+    logp_difference_mean: float | None = signal("nats", "Mean absolute difference of trainer and sampler log-prob of sampled tokens.", low=0, emitters=_on, cadence="rollout")
+    logp_difference_max: float | None = signal("nats", "Largest absolute difference of trainer and sampler log-prob.", low=0, emitters=_on, cadence="rollout")
+    is_ratio_mean: float | None = signal("ratio", "Mean trainer/sampler importance ratio AFTER clamping or masking.", low=0, emitters=_on, cadence="rollout")
+    is_ratio_min: float | None = signal("ratio", "Smallest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout")
+    is_ratio_max: float | None = signal("ratio", "Largest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout")
+    kl: float | None = signal("nats", "KL to the SAMPLER policy per token (async GRPO `kl`).", emitters="async_grpo")
+
+
+class CompletionEvent(Event):
+    """What the policy writes: length, termination, repetition."""
+
+    family: ClassVar[str] = "completion"
+    _on: ClassVar[str] = "grpo rloo ppo online_dpo distillation"
+    length_mean: float | None = signal("tokens", "Mean completion length.", low=0, emitters=_on, cadence="rollout")
+    length_min: float | None = signal("tokens", "Shortest completion.", low=0, emitters=_on, cadence="rollout")
+    length_max: float | None = signal("tokens", "Longest completion.", low=0, emitters=_on, cadence="rollout")
+    terminated_length_mean: float | None = signal("tokens", "Mean length of completions that ended by themselves; TRL writes 0 when none did.", low=0, emitters=_on, cadence="rollout")
+    truncated_fraction: float | None = signal("fraction", "Share of completions that hit the token cap without an end token.", low=0, high=1, emitters=_on, cadence="rollout")
+    length_cap: float | None = signal("tokens", "max_completion_length: the cap that truncates.", low=0, emitters=_on, cadence="once")
+    repetition_fraction: float | None = signal("fraction", "Share of a completion's 4-grams that repeat an earlier one, mean over completions.", low=0, high=1, emitters=_on, cadence="rollout")
+    distinct_fraction: float | None = signal("fraction", "Distinct completions divided by completions, mean over prompt groups.", low=0, high=1, emitters=_on, cadence="rollout")
+    empty_fraction: float | None = signal("fraction", "Share of completions without any token before the end token.", low=0, high=1, emitters=_on, cadence="rollout")
+    tool_call_rate: float | None = signal("ratio", "Tool calls per completion.", low=0, emitters=_on, cadence="rollout")
+    tool_failure_fraction: float | None = signal("fraction", "Share of tool calls that failed.", low=0, high=1, emitters=_on, cadence="rollout")
+
+
+class PreferenceEvent(Event):
+    """Chosen against rejected (DPO, KTO, ORPO, reward models)."""
+
+    family: ClassVar[str] = "preference"
+    _on: ClassVar[str] = "dpo kto orpo cpo reward online_dpo"
+    reward_chosen: float | None = signal("reward", "Mean implicit reward of chosen responses (beta * log-ratio; ORPO has its own scale).", emitters=_on)
+    reward_rejected: float | None = signal("reward", "Mean implicit reward of rejected responses.", emitters=_on)
+    margin: float | None = signal("reward", "Mean of chosen minus rejected reward.", emitters=_on)
+    accuracy: float | None = signal("fraction", "Share of pairs in which chosen beats rejected; 0 on DPO's first row.", low=0, high=1, emitters=_on)
+    logp_chosen: float | None = signal("nats", "Log-probability of chosen responses.", emitters=_on)
+    logp_rejected: float | None = signal("nats", "Log-probability of rejected responses.", emitters=_on)
+    kl_baseline: float | None = signal("nats", "KTO's clamped batch estimate of KL to the reference: zeros are censored values.", low=0, emitters="kto")
+
+
+class ValueEvent(Event):
+    """Critic of PPO-like trainers."""
+
+    family: ClassVar[str] = "value"
+    loss: float | None = signal("loss", "Value function loss.", low=0, emitters="ppo verl")
+    clip_fraction: float | None = signal("fraction", "Share of value predictions clipped.", low=0, high=1, emitters="ppo verl")
+    explained_variance: float | None = signal("ratio", "1 - Var(return - value)/Var(return).", high=1, emitters="ppo verl")
+    grad_norm: float | None = signal("norm", "Gradient norm of the critic.", low=0, emitters="verl")
+
+
+class DistillEvent(Event):
+    """Student against teacher."""
+
+    family: ClassVar[str] = "distill"
+    divergence: float | None = signal("nats", "Divergence of student to teacher per token (kind is set by the trainer).", low=0, emitters="gkd distillation sdft sdpo")
+    on_policy_fraction: float | None = signal("fraction", "Share of samples generated by the student.", low=0, high=1, emitters="gkd distillation")
+
+
+class TokenEvent(Event):
+    """Supervised token statistics."""
+
+    family: ClassVar[str] = "token"
+    accuracy: float | None = signal("fraction", "Share of label tokens that are the argmax prediction.", low=0, high=1, emitters="sft dpo distillation")
+    label_fraction: float | None = signal("fraction", "Share of tokens that carry a label (are not masked).", low=0, high=1, emitters="sft")
+
+
+class MoeEvent(Event):
+    """Mixture-of-experts routers."""
+
+    family: ClassVar[str] = "moe"
+    aux_loss: float | None = signal("loss", "Load-balancing auxiliary loss.", emitters="sft grpo dpo")
+    router_entropy: float | None = signal("nats", "Mean entropy of the router distribution over experts.", low=0)
+    max_load_fraction: float | None = signal("fraction", "Share of tokens that the busiest expert received.", low=0, high=1)
+
+
+class RolloutEvent(Event):
+    """Asynchronous rollouts: queue, staleness, versions."""
+
+    family: ClassVar[str] = "rollout"
+    queue_size: float | None = signal("count", "Samples waiting between sampler and trainer.", low=0, emitters="async_grpo")
+    staleness: float | None = signal("count", "Policy versions between sampler and trainer for the trained samples.", low=0, emitters="async_grpo")
+    sync_seconds: float | None = signal("seconds", "Time one weight sync took.", low=0, emitters="async_grpo")
+
+
+class MemoryEvent(Event):
+    """Device memory of this rank."""
+
+    family: ClassVar[str] = "memory"
+    vram_used_fraction: float | None = signal("fraction", "Peak device memory in use since the last step (torch peak reserved, or NVML used when other processes share the card) over total.", low=0, high=1, cadence="update")
+    vram_static_fraction: float | None = signal("fraction", "Memory held between steps (weights, optimizer state, caches) over total, after the first full optimizer step.", low=0, high=1, cadence="update")
+    vram_total_bytes: float | None = signal("bytes", "Total memory of the device.", low=0, cadence="once")
+    vram_allocated_peak_bytes: float | None = signal("bytes", "torch.cuda.max_memory_allocated since the last step.", low=0)
+    vram_reserved_bytes: float | None = signal("bytes", "torch.cuda.memory_reserved.", low=0)
+    host_rss_bytes: float | None = signal("bytes", "Resident memory of this process.", low=0, cadence="sample")
+
+
+class DeviceEvent(Event):
+    """The accelerator itself, from NVML."""
+
+    family: ClassVar[str] = "device"
+    utilization_fraction: float | None = signal("fraction", "Share of the sample period in which a kernel ran (NVML).", low=0, high=1, cadence="sample")
+    temperature_celsius: float | None = signal("celsius", "GPU temperature (NVML).", cadence="sample")
+    throttled: float | None = signal("fraction", "1 when NVML reports a thermal or power-brake slowdown, else 0.", low=0, high=1, cadence="sample")
+
+
+class TimeEvent(Event):
+    """Where wall time goes."""
+
+    family: ClassVar[str] = "time"
+    step_seconds: float | None = signal("seconds", "Wall time of one optimizer step, this rank.", low=0)
+    tokens_per_second: float | None = signal("rate", "Tokens processed per second.", low=0)
+    samples_per_second: float | None = signal("rate", "Training samples per second.", low=0)
+    generation_seconds: float | None = signal("seconds", "Time spent generating in one step.", low=0, emitters="grpo rloo ppo verl")
+    data_wait_seconds: float | None = signal("seconds", "Time waiting for the data loader in one step.", low=0)
+    rank_step_seconds: dict[str, float] | None = signal("seconds", "Wall time of one optimizer step on one rank.", low=0, label="rank")
+
+
+class DataEvent(Event):
+    """What goes in."""
+
+    family: ClassVar[str] = "data"
+    prompt_length_mean: float | None = signal("tokens", "Mean prompt length.", low=0)
+    prompt_length_max: float | None = signal("tokens", "Longest prompt.", low=0)
+    padding_fraction: float | None = signal("fraction", "Share of input tokens that are padding.", low=0, high=1)
+
+
+class EvalEvent(Event):
+    """Held-out measurements; never mixed with training values."""
+
+    family: ClassVar[str] = "eval"
+    loss: float | None = signal("loss", "Loss on the evaluation set.", cadence="eval")
+    reward: float | None = signal("reward", "Mean training reward measured on the evaluation set.", cadence="eval")
+    score: float | None = signal("score", "Held-out score from a checker that is not the training reward.", cadence="eval")
+    accuracy: float | None = signal("fraction", "Preference or token accuracy on the evaluation set.", low=0, high=1, cadence="eval")
+
+
+FAMILIES: tuple[type[Event], ...] = (
+    RunEvent, OptimEvent, RewardEvent, AdvantageEvent, PolicyEvent, SamplerEvent, CompletionEvent, PreferenceEvent,
+    ValueEvent, DistillEvent, TokenEvent, MoeEvent, RolloutEvent, MemoryEvent, DeviceEvent, TimeEvent, DataEvent, EvalEvent,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSpec:
+    """One row of the catalogue; the attributes are those of `signal`."""
+
+    name: str
+    unit: str
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    emitters: tuple[str, ...] = ("any",)
+    cadence: Cadence = "update"
+    label: str | None = None
+
+
+def _specs() -> dict[str, SignalSpec]:
+    specs = {}
+    for model in FAMILIES:
+        for name, info in model.model_fields.items():
+            extra = info.json_schema_extra
+            assert isinstance(extra, dict), f"{model.__name__}.{name} is not declared with signal()"
+            full = f"{model.family}.{name}"
+            values: dict[str, Any] = {**extra, "emitters": tuple(extra["emitters"])}  # type: ignore[arg-type]
+            specs[full] = SignalSpec(name=full, meaning=info.description or "", **values)
+    return specs
+
+
+CATALOGUE: Mapping[str, SignalSpec] = _specs()
+"""Every built-in signal by its dotted name. Users add their own with `custom_signal`."""
+
+_CUSTOM_NAME = re.compile(r"custom\.[a-z][a-z0-9_]{0,60}")
+
+
+def custom_signal(name: str, unit: str, meaning: str, *, low: float | None = None, high: float | None = None) -> SignalSpec:
+    """Describe a signal of your own, named ``custom.<snake_case>``, for `Monitor(custom=[...])`.
+
+    Raises:
+        ValueError: If the name is not of that form.
+    """
+    if not _CUSTOM_NAME.fullmatch(name):
+        msg = f"custom signal {name!r}: expected 'custom.<snake_case name>', for example 'custom.unit_tests_passed'"
+        raise ValueError(msg)
+    return SignalSpec(name=name, unit=unit, meaning=meaning, low=low, high=high, emitters=("user",))
+
+
+def labelled(name: str, label: str, value: str) -> str:
+    """Key of one series of a labelled signal: ``labelled("reward.component_mean", "component", "format")``."""
+    return f"{name}{{{label}={value}}}"
+
+
+def split_label(key: str) -> tuple[str, str | None, str | None]:
+    """Inverse of `labelled`: signal name, label and value; both None for a plain signal."""
+    if not key.endswith("}"):
+        return key, None, None
+    name, _, rest = key[:-1].partition("{")
+    label, _, value = rest.partition("=")
+    return name, label, value
+
+
+@dataclass(slots=True)
+class Frame:
+    """All signals of one moment: what travels over the bus on every step.
+
+    Attributes:
+        step: Optimizer updates completed, 1-based, as the trainer counts them.
+        values: Series key to number; NaN and Inf are kept. Keys are signal names, with the label for labelled signals.
+        closes: True when nothing more will come for this update: the engine then evaluates its rules.
+        phase: ``train`` or ``eval``.
+        time: Unix seconds at emission; None on a log without times. Recorded, so replay sees the same clock.
+        tokens: Tokens processed so far, for ``tokens=`` windows.
+        epoch: Passes over the data so far.
+    """
+
+    step: int
+    values: dict[str, float]
+    closes: bool = True
+    phase: Literal["train", "eval"] = "train"
+    time: float | None = None
+    tokens: float | None = None
+    epoch: float | None = None
+
+    @classmethod
+    def of(cls, step: int, events: Iterable[Event], **header: Any) -> Frame:
+        """Pack typed events of one moment into a frame."""
+        values: dict[str, float] = {}
+        for event in events:
+            for name in event.model_fields_set:
+                value = getattr(event, name)
+                full = f"{event.family}.{name}"
+                if isinstance(value, dict):
+                    label = CATALOGUE[full].label or "label"
+                    values.update({labelled(full, label, key): number for key, number in value.items()})
+                elif value is not None:
+                    values[full] = value
+        return cls(step, values, **header)
+
+    def events(self) -> list[Event]:
+        """Unpack into typed events, one per family present; custom signals have no model and are left out."""
+        fields: dict[str, dict[str, Any]] = {}
+        for key, value in self.values.items():
+            full, _, label = split_label(key)
+            family, _, name = full.partition(".")
+            if family == "custom":
+                continue
+            if label is None:
+                fields.setdefault(family, {})[name] = value
+            else:
+                fields.setdefault(family, {}).setdefault(name, {})[label] = value
+        return [model(**fields[model.family]) for model in FAMILIES if model.family in fields]
+
+    def nonfinite(self) -> dict[str, str]:
+        """Series whose value is not finite, with ``nan``, ``inf`` or ``-inf``."""
+        return {key: nonfinite_word(value) for key, value in self.values.items() if not math.isfinite(value)}
+
+
+def nonfinite_word(value: float) -> str:
+    """``nan``, ``inf`` or ``-inf``: how records spell a number that JSON cannot."""
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+BoundaryKind = Literal[
+    "train_begin", "epoch", "eval_begin", "eval_end", "save_begin", "save_end", "resume", "ref_sync", "schedule_change", "config_change", "train_end"
+]
+
+
+@dataclass(slots=True)
+class Boundary:
+    """A moment at which signals may jump legally: rules look away for a while (DESIGN section 6)."""
+
+    step: int
+    what: BoundaryKind
+    time: float | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Tick:
+    """A timer event: lets stall rules see that time passes while no step ends. Recorded like any other event."""
+
+    step: int
+    time: float
+
+
+@dataclass(slots=True)
+class RunStart:
+    """First event of a run.
+
+    Attributes:
+        run_id: Stable across resumes of the same output folder.
+        trainer: ``grpo``, ``sft``, ``dpo``, ... or ``unknown``; chosen from the metrics present or told by the integration.
+        framework: ``trl``, ``transformers``, ``verl``, ``torch``, ...
+        config: Scalars of the training configuration under their native names (``learning_rate``, ``num_generations``).
+        total_steps: Planned optimizer updates; None when unknown.
+        emits: Signals that can come in this run; None when unknown (a log not read yet). Others are *absent*.
+    """
+
+    run_id: str
+    trainer: str = "unknown"
+    framework: str = "unknown"
+    framework_version: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    total_steps: int | None = None
+    world_size: int = 1
+    rank: int = 0
+    time: float | None = None
+    emits: frozenset[str] | None = None
+
+
+@dataclass(slots=True)
+class Applied:
+    """Somebody changed a parameter: lets the engine check whether a suggestion's `expect` then held."""
+
+    step: int
+    parameter: str
+    old: Any
+    new: Any
+    time: float | None = None
+
+
+@dataclass(slots=True)
+class RunEnd:
+    """Last event of a run. ``status``: completed, interrupted, failed or killed."""
+
+    step: int
+    status: Literal["completed", "interrupted", "failed", "killed"] = "completed"
+    time: float | None = None
+    detail: str | None = None
+
+
+Item = Frame | Boundary | Tick | RunStart | Applied | RunEnd
+"""What trainers and readers publish."""
