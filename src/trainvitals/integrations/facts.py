@@ -1,0 +1,146 @@
+"""What can be known about a run before its first step: kind of trainer, configuration, and which signals can come."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import Any
+
+from trainvitals.events import CATALOGUE, RunStart
+
+_KINDS = {
+    "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft",
+    "dpo": "dpo", "kto": "kto", "orpo": "orpo", "cpo": "cpo", "reward": "reward", "gkd": "gkd", "gold": "gkd",
+    "distillation": "distillation", "asyncdistillation": "distillation", "sdft": "sdft", "sdpo": "sdpo", "gmpo": "grpo",
+    "minillm": "grpo", "gfpo": "grpo", "nashmd": "online_dpo", "xpo": "online_dpo",
+}  # fmt: skip
+_SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
+_NOT_SECRET = re.compile(r"tokens|token_id|_token$|tokenizer|token_level|max_token|pad_token|eos_token")
+
+GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram", "device.")))
+"""Signals that need a CUDA device."""
+
+HOOKED = {
+    "optim.loss_raw": "training_step",
+    "reward.min": "_calculate_rewards",
+    "reward.max": "_calculate_rewards",
+    "reward.group_std_mean": "_calculate_rewards",
+    "reward.all_low_fraction": "_calculate_rewards",
+    "reward.all_high_fraction": "_calculate_rewards",
+    "reward.group_count": "_calculate_rewards",
+    "reward.unscored_fraction": "_calculate_rewards",
+    "reward.component_share": "_calculate_rewards",
+    "reward.component_unscored_fraction": "_calculate_rewards",
+    "reward.length_correlation": "_calculate_rewards",
+    "completion.repetition_fraction": "_calculate_rewards",
+    "completion.distinct_fraction": "_calculate_rewards",
+    "completion.empty_fraction": "_calculate_rewards",
+    "policy.ratio_outside_fraction": "_compute_loss",
+    "policy.ratio_mean": "_compute_loss",
+    "policy.ratio_max": "_compute_loss",
+    "advantage.mean": "_compute_loss",
+    "advantage.std": "_compute_loss",
+    "advantage.abs_max": "_compute_loss",
+    "time.generation_seconds": "_generate",
+    "time.data_wait_seconds": "get_batch_samples",
+}
+"""Signals that only a hook on the trainer gives, with the method that it needs. verl and others log some themselves."""
+
+_NEVER = frozenset(
+    {"optim.update_ratio", "memory.host_rss_bytes", "time.rank_step_seconds", "time.tokens_per_second", "data.prompt_length_mean",
+     "data.prompt_length_max", "data.padding_fraction", "moe.router_entropy", "moe.max_load_fraction", "token.label_fraction",
+     "time.samples_per_second"}
+)  # fmt: skip
+# Signals that no supported trainer logs and that these callbacks do not compute.
+
+
+def trainer_kind(owner: object) -> str:
+    """Kind of trainer (``grpo``, ``sft``, ...) from the name of its class or of its arguments' class, or of a parent's.
+
+    Only a label for messages and rules' `applies_to`; what a number means is decided by its metric name.
+    """
+    for cls in type(owner).__mro__:
+        stem = re.sub(r"(Config|Trainer|TrainingArguments)$", "", cls.__name__).lower()
+        if stem in _KINDS:
+            return _KINDS[stem]
+    return "unknown"
+
+
+def framework_of(owner: object) -> tuple[str, str | None]:
+    """``("trl", version)`` when a parent class of `owner` comes from TRL, else ``("transformers", version)``."""
+    import importlib.metadata
+
+    name = "trl" if any(cls.__module__.split(".")[0] == "trl" for cls in type(owner).__mro__) else "transformers"
+    try:
+        return name, importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name, None
+
+
+def config_of(args: Any) -> dict[str, Any]:
+    """Scalars of the training arguments under their native names; secrets and non-finite numbers left out."""
+    config: dict[str, Any] = {}
+    for name, value in sorted(vars(args).items()):
+        if name.startswith("_") or (_SECRET.search(name) and not _NOT_SECRET.search(name)):
+            continue
+        if hasattr(value, "value") and not isinstance(value, (int, float)):
+            value = value.value  # enums: eval_strategy, lr_scheduler_type, ...
+        if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+            config[name] = value
+    return config
+
+
+def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradients: bool = True) -> frozenset[str]:
+    """Signals that can come in this run; every other one is *absent* for the rules.
+
+    Args:
+        args: Training arguments.
+        trainer: Kind of trainer.
+        cuda: Whether the model trains on a CUDA device.
+        hooks: Methods that are wrapped (`HOOKED`).
+        gradients: Whether gradients can be read at all (not when they are sharded).
+    """
+    names = {spec.name for spec in CATALOGUE.values() if trainer == "unknown" or {"any", trainer} & set(spec.emitters)}
+    names -= _NEVER
+    if not cuda:
+        names -= GPU_ONLY
+    names -= {name for name, method in HOOKED.items() if method not in hooks}
+    if not gradients:
+        names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
+    if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:
+        names -= {"policy.kl_ref"}  # TRL loads no reference model then
+    if not getattr(args, "use_vllm", True):
+        names -= {name for name in CATALOGUE if name.startswith("sampler.")}
+    if str(getattr(getattr(args, "eval_strategy", "no"), "value", "no")) == "no":
+        names -= {name for name in CATALOGUE if name.startswith("eval.")}
+    if trainer != "async_grpo":
+        names -= {name for name in CATALOGUE if name.startswith("rollout.")}
+    if not (getattr(args, "max_grad_norm", None) or 0) > 0:
+        names -= {"optim.clipped_step"}
+    return frozenset(names)
+
+
+def run_start(
+    args: Any, *, owner: object, cuda: bool, hooks: frozenset[str], total_steps: int, time: float, gradients: bool
+) -> RunStart:
+    """First event of a run under a transformers or TRL trainer.
+
+    Args:
+        owner: The trainer, or its arguments where the trainer is not known.
+    """
+    kind = trainer_kind(owner)
+    framework, version = framework_of(owner)
+    output = os.path.abspath(str(args.output_dir))
+    return RunStart(
+        run_id=str(getattr(args, "run_name", None) or os.path.basename(output) or "run"),
+        trainer=kind,
+        framework=framework,
+        framework_version=version,
+        config=config_of(args),
+        total_steps=total_steps if total_steps > 0 else None,
+        world_size=int(getattr(args, "world_size", 1)),
+        rank=int(getattr(args, "process_index", 0)),
+        time=time,
+        emits=emitted(args, kind, cuda=cuda, hooks=hooks, gradients=gradients),
+    )

@@ -1,0 +1,202 @@
+"""Numbers that group-relative trainers compute and do not log: groups, ratios, repetition. Pure functions, no trainer.
+
+Formulas follow TRL 1.16 `GRPOTrainer` (`_generate_and_score_completions`, `_compute_loss`), so that what is said here and
+what TRL logs agree where they mean the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainvitals.events import labelled
+
+_ZERO = 1e-8  # torch.isclose(std, 0) of TRL: absolute tolerance 1e-8
+_SAMPLE = 64  # completions read for repetition: sorting 64 x 1024 4-grams takes about 3 ms
+_NGRAM = 4
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class RewardRange:
+    """Lowest and highest reward seen in the run so far."""
+
+    low: float = math.inf
+    high: float = -math.inf
+
+    def see(self, rewards: Floats) -> None:
+        """Widen the range by the finite values of `rewards`."""
+        finite = rewards[np.isfinite(rewards)]
+        if finite.size:
+            self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
+
+
+def reward_signals(
+    matrix: Floats, weights: Floats, names: Sequence[str], group_size: int, seen: RewardRange
+) -> tuple[dict[str, float], Floats]:
+    """Signals of one generation batch from its reward matrix.
+
+    Args:
+        matrix: Rewards of all ranks, one row per completion (the completions of one prompt adjoin), one column per reward
+            function; NaN where a function returned None.
+        weights: Weight of each reward function.
+        names: Name of each reward function; two of the same name are told apart by their position.
+        group_size: Completions per prompt.
+        seen: Rewards of the run so far; updated.
+
+    Returns:
+        The signals, and the total reward of each completion (NaN where no function scored it).
+    """
+    unscored = np.isnan(matrix)
+    total = np.nansum(matrix * weights, axis=1)
+    total[unscored.all(axis=1)] = np.nan
+    seen.see(total)
+    values = {"reward.unscored_fraction": float(np.isnan(total).mean())}
+    finite = total[np.isfinite(total)]
+    if finite.size:
+        values["reward.min"], values["reward.max"] = float(finite.min()), float(finite.max())
+    if group_size > 1 and total.size % group_size == 0:
+        values.update(_group_signals(total.reshape(-1, group_size), seen))
+    values.update(_component_signals(matrix, weights, names, unscored))
+    return values, total
+
+
+def _group_signals(groups: Floats, seen: RewardRange) -> dict[str, float]:
+    scored = groups[(~np.isnan(groups)).sum(axis=1) > 1]  # a group with fewer than two scored completions has no spread
+    values = {"reward.group_count": float(len(groups))}
+    if not len(scored):
+        return values
+    stds = np.nanstd(scored, axis=1, ddof=1)
+    flat = stds <= _ZERO
+    values["reward.group_std_mean"] = float(stds.mean())
+    values["reward.group_zero_std_fraction"] = float(flat.mean())
+    if math.isfinite(seen.low):
+        level = np.nanmean(scored, axis=1)
+        low = flat & np.isclose(level, seen.low)
+        high = flat & np.isclose(level, seen.high)
+        if seen.low == seen.high:
+            # Only one reward was ever seen: 0 and below mean failure by every convention in use, above 0 success.
+            low, high = (low, low & False) if seen.low <= 0 else (high & False, high)
+        values["reward.all_low_fraction"] = float(low.mean())
+        values["reward.all_high_fraction"] = float(high.mean())
+    return values
+
+
+def _component_signals(matrix: Floats, weights: Floats, names: Sequence[str], unscored: NDArray[np.bool_]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    labels = [name if list(names).count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
+    spreads = []
+    for index, label in enumerate(labels):
+        column = matrix[~unscored[:, index], index]
+        values[labelled("reward.component_unscored_fraction", "component", label)] = float(unscored[:, index].mean())
+        spread = float(column.std(ddof=1)) if column.size > 1 else 0.0
+        spreads.append(abs(float(weights[index])) * spread)
+        if column.size:
+            values[labelled("reward.component_mean", "component", label)] = float(column.mean())
+            values[labelled("reward.component_std", "component", label)] = spread
+    whole = sum(spreads)
+    if whole > _ZERO and len(labels) > 1:
+        for label, part in zip(labels, spreads, strict=True):
+            values[labelled("reward.component_share", "component", label)] = part / whole
+    return values
+
+
+def length_correlation(rewards: Floats, lengths: Floats, group_size: int) -> float | None:
+    """Mean over groups of the Pearson correlation of reward and completion length; None where no group varies in both."""
+    if group_size < 3 or rewards.size != lengths.size or rewards.size % group_size:
+        return None
+    r, n = rewards.reshape(-1, group_size), lengths.reshape(-1, group_size)
+    r, n = r - r.mean(axis=1, keepdims=True), n - n.mean(axis=1, keepdims=True)
+    scale = np.sqrt((r * r).sum(axis=1) * (n * n).sum(axis=1))
+    usable = np.isfinite(scale) & (scale > _ZERO)
+    if not usable.any():
+        return None
+    return float(((r * n).sum(axis=1)[usable] / scale[usable]).mean())
+
+
+def text_signals(ids: Sequence[Sequence[int]], group_size: int, end_ids: frozenset[int]) -> dict[str, float]:
+    """Repetition, variety and emptiness of completions.
+
+    Args:
+        ids: Token ids per completion, without padding, the completions of one prompt adjoin.
+        group_size: Completions per prompt.
+        end_ids: End tokens, not counted as content.
+    """
+    if not ids:
+        return {}
+    rows = [tuple(row) for row in ids]
+    values = {"completion.empty_fraction": sum(not row or row[0] in end_ids for row in rows) / len(rows)}
+    repeats = [share for row in rows[:_SAMPLE] if (share := repetition(row)) is not None]
+    if repeats:
+        values["completion.repetition_fraction"] = sum(repeats) / len(repeats)
+    if group_size > 1 and len(rows) % group_size == 0:
+        groups = [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
+        values["completion.distinct_fraction"] = sum(len(set(group)) for group in groups) / len(rows)
+    return values
+
+
+def repetition(row: Sequence[int]) -> float | None:
+    """Share of a sequence's 4-grams that repeat an earlier one; None when it is shorter than five tokens."""
+    count = len(row) - _NGRAM + 1
+    if count < 2:
+        return None
+    tokens = np.asarray(row, dtype=np.uint64)
+    key = np.zeros(count, dtype=np.uint64)
+    for offset in range(_NGRAM):
+        # A 64-bit polynomial hash; a collision within one completion has a chance below 1e-12.
+        key = key * np.uint64(0x9E3779B97F4A7C15) + tokens[offset : offset + count] + np.uint64(1)
+    return 1.0 - len(np.unique(key)) / count
+
+
+def ratio_stats(
+    new: torch.Tensor, old: torch.Tensor | None, mask: torch.Tensor, low: float, high: float, *, sequence: bool
+) -> torch.Tensor:
+    """Importance ratios of one micro-batch as four numbers on the device: outside, ratio sum, count, largest.
+
+    Args:
+        new: Log-probabilities of the policy per token, shape (batch, time).
+        old: Those of the policy that sampled, or None when both are the same (then every ratio is 1).
+        mask: 1 for tokens that count.
+        low: Lower end of the clip range, ``1 - epsilon_low``.
+        high: Upper end, ``1 + epsilon_high``.
+        sequence: One ratio per sequence (GSPO), the exponential of the mean log-ratio, instead of one per token.
+    """
+    with torch.no_grad():
+        weight = mask.to(torch.float32)
+        difference = torch.zeros_like(weight) if old is None else (new.detach().float() - old.float()) * weight
+        if sequence:
+            difference = (difference.sum(-1) / weight.sum(-1).clamp(min=1.0)).unsqueeze(-1)
+            weight = torch.ones_like(difference)
+        ratio = difference.exp()
+        outside = (((ratio < low) | (ratio > high)) * weight).sum()
+        # NaN > 1.2 is False: a broken ratio must show in the mean, so the mean is not masked by `where`.
+        return torch.stack([outside, (ratio * weight).sum(), weight.sum(), (ratio * (weight > 0)).max()])
+
+
+def ratio_signals(stats: Sequence[torch.Tensor]) -> dict[str, float]:
+    """Signals of one optimizer step from the `ratio_stats` of its micro-batches, weighted by tokens."""
+    if not stats:
+        return {}
+    table = np.asarray([row.tolist() for row in stats], dtype=np.float64)
+    count = float(table[:, 2].sum())
+    if not count:
+        return {}
+    return {
+        "policy.ratio_outside_fraction": float(table[:, 0].sum()) / count,
+        "policy.ratio_mean": float(table[:, 1].sum()) / count,
+        "policy.ratio_max": float(table[:, 3].max()),
+    }
+
+
+def clip_range(trainer: Any) -> tuple[float, float]:
+    """The trainer's own clip range as ``(1 - epsilon_low, 1 + epsilon_high)``."""
+    low = float(getattr(trainer, "epsilon_low", getattr(trainer.args, "epsilon", 0.2)))
+    high = getattr(trainer, "epsilon_high", None)
+    return 1.0 - low, 1.0 + float(low if high is None else high)

@@ -1,0 +1,32 @@
+"""One row of a name table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How one raw metric name of one framework reads as a signal.
+
+    Attributes:
+        raw: Name as logged, without ``train/`` or ``eval_`` prefix. One ``<label>`` stands for any text (a reward function).
+        signal: Dotted signal, ``family.field``; empty when the metric is known and deliberately not a signal (see `note`).
+        sign: -1 where the framework logs the negative of our signal.
+        trainers: Trainers for which this row holds; empty means every trainer. A row that names the trainer wins.
+        scope: ``eval`` when the row is about held-out data although the raw name has no eval prefix.
+        since: First version of the framework with this meaning, for readers of this table; never used for the choice.
+        until: Last version with this meaning, likewise.
+        note: Trap or unit, in words.
+        scale: Factor from the logged unit to the signal's unit.
+    """
+
+    raw: str
+    signal: str
+    sign: int = 1
+    trainers: tuple[str, ...] = ()
+    scope: str = ""
+    since: str = ""
+    until: str = ""
+    note: str = ""
+    scale: float = 1.0

@@ -1,0 +1,164 @@
+"""What TRL's trainers log, 0.14 to 1.16, and what each name means there.
+
+The same raw name has different meanings in different trainers (`kl`, `reward_std`, `clip_ratio`, `rewards/<x>`, `accuracy`),
+so rows are keyed on the trainer, and the trainer is told by the metrics that are present, never by a class or a version.
+`since`/`until` are documentation.
+"""
+
+from __future__ import annotations
+
+from trainvitals.names.entry import Entry
+
+GROUP = ("grpo", "rloo", "a2po")
+"""Trainers that sample a group of completions per prompt and log `reward`."""
+ONLINE = (*GROUP, "async_grpo", "sdpo")
+PAIRS = ("dpo", "kto", "orpo", "cpo", "tpo", "bco", "online_dpo", "xpo", "nash_md")
+"""Trainers that compare chosen with rejected responses."""
+SCORED = ("ppo", "online_dpo", "xpo", "nash_md")
+"""Trainers whose names start with `objective/`."""
+
+_ROLLOUT: tuple[Entry, ...] = (
+    Entry("reward", "reward.mean", trainers=ONLINE, note="1.0 counts rows without any score as 0, 1.16 leaves them out"),
+    Entry("reward_std", "reward.std", trainers=("grpo", "rloo"), since="0.27", note="whole batch; the mapper tells it from the older meaning"),
+    Entry("reward_std", "reward.group_std_mean", trainers=("async_grpo",), note="mean of the groups' own std, unlike GRPO"),
+    Entry("frac_reward_zero_std", "reward.group_zero_std_fraction", trainers=GROUP, note="0 or 1 with scale_rewards='batch'"),
+    Entry("rewards/<component>/mean", "reward.component_mean", trainers=ONLINE),
+    Entry("rewards/<component>/std", "reward.component_std", trainers=ONLINE),
+    Entry("rewards/<component>", "reward.component_mean", trainers=ONLINE, note="before 0.17, async GRPO, SDPO and Unsloth"),
+    Entry("completions/mean_length", "completion.length_mean"),
+    Entry("completions/min_length", "completion.length_min"),
+    Entry("completions/max_length", "completion.length_max"),
+    Entry("completion_length", "completion.length_mean", until="0.16", note="the old name of completions/mean_length"),
+    Entry("completions/clipped_ratio", "completion.truncated_fraction", note="1.0 knows one end token only: several look 100 % truncated"),
+    Entry("completions/truncated_fraction", "completion.truncated_fraction", note="experimental distillation"),
+    Entry("completions/mean_terminated_length", "completion.terminated_length_mean", note="0 when nothing terminated: read as missing"),
+    Entry("completions/min_terminated_length", "", note="0 when nothing terminated; no signal of its own"),
+    Entry("completions/max_terminated_length", "", note="0 when nothing terminated; no signal of its own"),
+    Entry("tools/call_frequency", "completion.tool_call_rate"),
+    Entry("tools/failure_frequency", "completion.tool_failure_fraction"),
+    Entry("tools/loop_exhausted_frac", "", note="async worker"),
+    Entry("step_time", "time.step_seconds", note="this rank; generation and rewards included"),
+)
+
+_POLICY: tuple[Entry, ...] = (
+    Entry("kl", "policy.kl_ref", trainers=("grpo",), note="k3 estimate to the reference; only with beta != 0"),
+    Entry("kl", "policy.kl_ref", trainers=("rloo",), note="first-order estimate: may be negative"),
+    Entry("kl", "sampler.kl", trainers=("async_grpo",), note="to the ROLLOUT policy"),
+    Entry("kl", "preference.kl_baseline", trainers=("kto",), note="mismatched pairs, clamped at 0: zeros are censored"),
+    Entry("entropy", "policy.entropy", note="per token; SFT 1.0 to 1.2 counts prompt tokens too"),
+    Entry("clip_ratio/region_mean", "policy.clip_fraction", note="only where the clip is active for the advantage's sign"),
+    Entry("clip_ratio/low_mean", "policy.clip_fraction_low"),
+    Entry("clip_ratio/high_mean", "policy.clip_fraction_high"),
+    Entry("clip_ratio/low_min", "", note="over ranks until 1.8, over sequences since 1.9"),
+    Entry("clip_ratio/high_max", "", note="over ranks until 1.8, over sequences since 1.9"),
+    Entry("clip_ratio", "policy.clip_fraction", trainers=("grpo", "rloo"), until="1.13", note="before 0.17, then Liger only"),
+    Entry("clip_ratio", "policy.ratio_outside_fraction", trainers=("async_grpo",), until="1.6", note="regardless of the advantage's sign"),
+    Entry("ratio", "policy.ratio_mean", trainers=("async_grpo",)),
+    Entry("cispo_clip_ratio", "policy.clip_fraction", trainers=("grpo",), note="loss_type cispo"),
+    Entry("vespo/phi_seq_mean", "", note="loss_type vespo: a weight, no clip"),
+    Entry("policy_loss", "", trainers=("grpo", "rloo"), note="loss without the entropy bonus"),
+    Entry("entropy_coef", "", note="a setting"),
+    Entry("advantages/mean", "advantage.mean", trainers=GROUP, note="DPPO"),
+    Entry("advantages/std", "advantage.std", trainers=GROUP, note="DPPO"),
+    Entry("prob_diff/<which>", "", note="DPPO"),
+    Entry("mask_ratio/<which>", "", note="DPPO"),
+    Entry("aux_loss", "moe.aux_loss", note="mixture-of-experts models only"),
+    Entry("sampling/sampling_logp_difference/mean", "sampler.logp_difference_mean"),
+    Entry("sampling/sampling_logp_difference/max", "sampler.logp_difference_max"),
+    Entry("sampling/importance_sampling_ratio/min", "sampler.is_ratio_min", note="after clamping; masked counts as 0"),
+    Entry("sampling/importance_sampling_ratio/mean", "sampler.is_ratio_mean", note="after clamping; masked counts as 0"),
+    Entry("sampling/importance_sampling_ratio/max", "sampler.is_ratio_max", note="after clamping; masked counts as 0"),
+)
+
+_ASYNC: tuple[Entry, ...] = (
+    Entry("sample/rollout_queue_size", "rollout.queue_size", trainers=("async_grpo", "async_distillation"), since="1.11"),
+    Entry("buffer_qsize", "rollout.queue_size", trainers=("async_grpo",), until="1.10"),
+    Entry("sample/staleness_mean", "rollout.staleness", since="1.11"),
+    Entry("sample/<rest>", "", note="queue details"),
+    Entry("perf/weight_sync_s", "rollout.sync_seconds", since="1.11"),
+    Entry("weight_sync_time_s", "rollout.sync_seconds", until="1.10"),
+    Entry("perf/step_s", "time.step_seconds"),
+    Entry("perf/rollout_wait_s", "time.data_wait_seconds"),
+    Entry("queue_wait_time_s", "time.data_wait_seconds", until="1.10"),
+    Entry("training_tok/s", "time.tokens_per_second", until="1.10"),
+    Entry("perf/trained_tok_s_wall_clock", "time.tokens_per_second", since="1.11"),
+    Entry("batch/pad_frac", "data.padding_fraction"),
+    Entry("perf/<rest>", "", note="timings of the parts"),
+    Entry("batch/<rest>", "", note="packing of the batch"),
+    Entry("rollout/<rest>", "", trainers=("async_grpo", "async_distillation"), note="rollout worker"),
+    Entry("train_seq_len", "", until="1.10"),
+    Entry("forward_time_s", "", until="1.10"),
+    Entry("generation_tok_per_s", "", until="1.10"),
+    Entry("scoring_time_ms", "", until="1.10"),
+    Entry("wait_scoring_ms", "", until="1.10"),
+    Entry("jsd", "distill.divergence", trainers=("async_distillation", "distillation"), note="per token"),
+    Entry("teacher_entropy", "", note="entropy of the teacher"),
+)
+
+_PREFERENCE: tuple[Entry, ...] = (
+    Entry("rewards/chosen", "preference.reward_chosen", trainers=PAIRS, note="ORPO: beta times MEAN log-prob, about 100 times smaller"),
+    Entry("rewards/rejected", "preference.reward_rejected", trainers=PAIRS),
+    Entry("rewards/margins", "preference.margin", trainers=PAIRS),
+    Entry("rewards/accuracies", "preference.accuracy", trainers=PAIRS, note="0 on the very first row, where both rewards are 0"),
+    Entry("logps/chosen", "preference.logp_chosen", trainers=PAIRS, note="summed: grows with length"),
+    Entry("logps/rejected", "preference.logp_rejected", trainers=PAIRS, note="summed: grows with length"),
+    Entry("logits/<which>", "", note="mean raw logit; KTO 1.0 to 1.8 logs a sum near -1e8"),
+    Entry("nll_loss", "", note="the likelihood part of ORPO and CPO"),
+    Entry("log_odds_ratio", "", trainers=("orpo",)),
+    Entry("log_odds_chosen", "", trainers=("orpo",)),
+    Entry("delta", "", trainers=("bco",)),
+    Entry("accuracy", "preference.accuracy", trainers=("reward",), note="on training pairs: no held-out score"),
+    Entry("margin", "preference.margin", trainers=("reward",), note="raw score difference"),
+    Entry("mean_reward", "", trainers=("reward",), note="mean score of the model in training: not a reward of sampled text"),
+    Entry("min_reward", "", trainers=("reward",)),
+    Entry("max_reward", "", trainers=("reward",)),
+)
+
+_SUPERVISED: tuple[Entry, ...] = (
+    Entry("mean_token_accuracy", "token.accuracy", note="0.0 on a batch without any label in 1.16"),
+    Entry("on_policy_loss", "", trainers=("distillation", "gold", "iw_opd"), note="GOLD rounds to 4 decimals"),
+    Entry("off_policy_loss", "", trainers=("distillation", "gold", "iw_opd")),
+    Entry("matched_loss", "", trainers=("gold",)),
+    Entry("unmatched_loss", "", trainers=("gold",)),
+    Entry("iw_opd/<rest>", "", trainers=("iw_opd",)),
+    Entry("completions/on_policy_<rest>", ""),
+    Entry("completions/off_policy_<rest>", ""),
+    Entry("self_distillation/distillation_loss", "distill.divergence", trainers=("sdft", "sdpo")),
+    Entry("self_distillation/reward_mean", "reward.mean", trainers=("sdpo",)),
+    Entry("self_distillation/reward_std", "reward.std", trainers=("sdpo",)),
+    Entry("self_distillation/reward_min", "reward.min", trainers=("sdpo",)),
+    Entry("self_distillation/reward_max", "reward.max", trainers=("sdpo",)),
+    Entry("self_distillation/group_reward_std_mean", "reward.group_std_mean", trainers=("sdpo",)),
+    Entry("self_distillation/flat_group_fraction", "reward.group_zero_std_fraction", trainers=("sdpo",)),
+    Entry("self_distillation/<rest>", ""),
+    Entry("sdft/<rest>", "", note="the same value as self_distillation/distillation_loss"),
+    Entry("ssd/<rest>", ""),
+)
+
+_OBJECTIVE: tuple[Entry, ...] = (
+    Entry("objective/kl", "policy.kl_ref_sequence", trainers=SCORED, note="summed over the response"),
+    Entry("objective/scores", "reward.mean", trainers=SCORED, note="reward model's score, missing-EOS penalty included"),
+    Entry("objective/entropy", "", trainers=SCORED, note="minus the summed log-prob of sampled tokens: no entropy"),
+    Entry("objective/rlhf_reward", "", trainers=SCORED, note="score minus the KL penalty"),
+    Entry("objective/<rest>", "", trainers=SCORED),
+    Entry("policy/approxkl_avg", "policy.kl_old", trainers=("ppo",)),
+    Entry("policy/clipfrac_avg", "policy.clip_fraction", trainers=("ppo",)),
+    Entry("policy/entropy_avg", "policy.entropy", trainers=("ppo",), note="the true entropy per token"),
+    Entry("loss/policy_avg", "optim.loss", trainers=("ppo",)),
+    Entry("loss/value_avg", "value.loss", trainers=("ppo",)),
+    Entry("loss/<rest>", "", trainers=SCORED),
+    Entry("val/clipfrac_avg", "value.clip_fraction", trainers=("ppo",), note="'val' is value here, not validation"),
+    Entry("val/ratio", "policy.ratio_mean", trainers=("ppo",)),
+    Entry("val/<rest>", "", trainers=SCORED, note="val/ratio_var is NaN with a single mini-batch"),
+    Entry("eps", "time.samples_per_second", trainers=("ppo",), note="episodes per second, rounded down"),
+    Entry("episode", "", trainers=("ppo",)),
+    Entry("rewards/probabilities", "", trainers=("nash_md",)),
+    Entry("beta", "", trainers=PAIRS, note="a setting"),
+    Entry("alpha", "", trainers=("xpo",), note="a setting"),
+    Entry("mixture_coef", "", trainers=("nash_md",), note="a setting"),
+    Entry("v_star", "", trainers=("a2po",)),
+    Entry("implicit_reward", "", trainers=("a2po",), note="local rank only"),
+    Entry("advantage", "advantage.mean", trainers=("a2po",), note="local rank only"),
+)
+
+TABLE: tuple[Entry, ...] = (*_ROLLOUT, *_POLICY, *_ASYNC, *_PREFERENCE, *_SUPERVISED, *_OBJECTIVE)

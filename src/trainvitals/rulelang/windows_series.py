@@ -1,0 +1,241 @@
+"""Series: the samples of one signal that its windows still need, and what is known about their rhythm."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+Axis = Literal["updates", "points", "tokens", "seconds"]
+
+KEEP = 64
+"""Samples always kept: enough for the observed cadence and for the longest window without a state of its own."""
+STALE_AFTER = 3
+"""A signal is stale when this many of its own observed cadences passed without a sample (notes/rules.md 9.4)."""
+_REVIEW = 16
+"""Cadence is observed anew every so many samples, counted from the run's first, so that it never depends on who asked when."""
+
+
+class Clock:
+    """Where the run is: the step, the time and the tokens of the latest frame."""
+
+    __slots__ = ("every", "origin", "step", "time", "tokens")
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.origin: int | None = None
+        self.time: float | None = None
+        self.tokens: float | None = None
+        self.every: float = 1.0
+
+
+class Watcher(Protocol):
+    """What a series needs from its windows."""
+
+    lo: int
+
+    def advance(self) -> None:
+        """Take in every sample up to the newest."""
+
+    def shift(self, count: int) -> None:
+        """The series dropped its oldest ``count`` samples."""
+
+    def rebuild(self) -> None:
+        """A late sample changed the past: start from the samples kept."""
+
+
+class Series:
+    """Finite samples of one series, oldest first, with their steps; times and tokens only where a window asks.
+
+    Attributes:
+        xs: Values. The list object never changes, so that windows may hold it.
+        steps: Step of each value.
+        dropped: Samples seen before ``xs[0]``.
+    """
+
+    __slots__ = ("_horizon", "_horizon_until", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "key", "mark", "nonfinite", "steps", "times", "tokens", "windows", "xs")
+
+    def __init__(self, key: str, clock: Clock, cadence_kind: str = "update") -> None:
+        self.key = key
+        self.clock = clock
+        self.cadence_kind = cadence_kind
+        self.xs: list[float] = []
+        self.steps: list[float] = []
+        self.times: list[float] | None = None
+        self.tokens: list[float] | None = None
+        self.first: dict[str, float] = {}
+        self.dropped = 0
+        self.nonfinite = 0
+        self.bad_at = -1
+        self.bad_steps: list[int] = []
+        self.windows: list[Watcher] = []
+        self._horizon = math.inf
+        self._horizon_until = 0
+        self.add: Callable[[float], None] = self.xs.append
+        self.mark: Callable[[float], None] = self.steps.append
+
+    @property
+    def total(self) -> int:
+        """Finite samples seen in the whole run."""
+        return self.dropped + len(self.xs)
+
+    def positions(self, axis: Axis) -> list[float] | None:
+        """Position of each sample on an axis; None for ``points``, where the index is the position."""
+        if axis == "updates":
+            return self.steps
+        if axis == "points":
+            return None
+        if axis == "seconds":
+            if self.times is None:
+                self.times = [0.0] * len(self.xs)
+            return self.times
+        if self.tokens is None:
+            self.tokens = [0.0] * len(self.xs)
+        return self.tokens
+
+    def mark_wide(self) -> None:
+        """Complete a sample just appended: note its time and its tokens if a window needs them."""
+        for axis, now in ((self.times, self.clock.time), (self.tokens, self.clock.tokens)):
+            if axis is not None:
+                last = axis[-1] if axis else 0.0
+                axis.append(last if now is None else max(last, now))
+
+    def spoil(self, step: int) -> None:
+        """Count a sample that is not finite; it enters no window."""
+        self.nonfinite += 1
+        self.bad_at = self.dropped + len(self.xs)
+        self.bad_steps.append(step)
+        if len(self.bad_steps) > 100_000:
+            del self.bad_steps[:50_000]
+
+    def cadence(self, axis: Axis, count: int | None = None) -> float | None:
+        """Median distance of consecutive samples; None before two samples at different positions.
+
+        Args:
+            axis: Where to measure the distance.
+            count: Number of samples in the run after which to observe it; by default all.
+        """
+        if axis == "points":
+            return 1.0
+        places = self.positions(axis)
+        assert places is not None
+        end = (self.total if count is None else count) - self.dropped
+        part = places[max(0, end - _REVIEW - 1) : end]
+        gaps = sorted(b - a for a, b in zip(part, part[1:], strict=False) if b > a)
+        return gaps[len(gaps) // 2] if gaps else None
+
+    def reviewed(self, count: int) -> tuple[int, int]:
+        """The sample count at which the cadence in force after ``count`` samples was observed, and the next such count."""
+        if count < _REVIEW:
+            return count, count + 1
+        at = count // _REVIEW * _REVIEW
+        return at, at + _REVIEW
+
+    def fresh(self) -> bool:
+        """Whether the latest finite sample is younger than three cadences. Needs at least one sample."""
+        steps = self.steps
+        if not steps:
+            return False
+        age = self.clock.step - steps[-1]
+        if age <= 0:
+            return True
+        total = self.total
+        if total >= self._horizon_until:
+            at, self._horizon_until = self.reviewed(total)
+            self._horizon = self._measure_horizon(at)
+        return age <= self._horizon
+
+    def _measure_horizon(self, count: int) -> float:
+        if self.cadence_kind == "once":
+            return math.inf
+        cadence = self.cadence("updates", count)
+        if cadence is None:
+            return STALE_AFTER * self.clock.every if self.cadence_kind == "update" else math.inf
+        return STALE_AFTER * cadence
+
+    def now(self) -> float | None:
+        """Latest value; None when there is none, when it is stale, or when the latest sample was not finite."""
+        xs = self.xs
+        if not xs or self.bad_at == self.dropped + len(xs):
+            return None
+        return xs[-1] if self.steps[-1] == self.clock.step or self.fresh() else None
+
+    def state(self) -> str:
+        """``ok``, ``nonfinite``, ``never`` (no sample yet) or ``stale``."""
+        if self.bad_at == self.total:
+            return "nonfinite"
+        if not self.xs:
+            return "never"
+        return "ok" if self.fresh() else "stale"
+
+    def bad_within(self, updates: float) -> float:
+        """How many samples of the last ``updates`` updates were not finite."""
+        return float(len(self.bad_steps) - bisect_right(self.bad_steps, self.clock.step - updates))
+
+    def insert_late(self, step: int, value: float) -> None:
+        """Put a sample of an update that is already closed at its own place."""
+        at = bisect_right(self.steps, step)
+        if at == 0 and self.dropped:
+            return
+        for window in self.windows:
+            window.advance()
+        self.xs.insert(at, value)
+        self.steps.insert(at, step)
+        for axis in (self.times, self.tokens):
+            if axis is not None:
+                axis.insert(at, axis[at - 1] if at else 0.0)
+        for window in self.windows:
+            window.rebuild()
+
+    def trim(self) -> None:
+        """Drop what no window needs any more."""
+        for window in self.windows:
+            window.advance()
+        count = min([len(self.xs) - KEEP, *(window.lo for window in self.windows)])
+        if count <= 0:
+            return
+        self._note_first()
+        for axis in (self.xs, self.steps, self.times, self.tokens):
+            if axis is not None:
+                del axis[:count]
+        self.dropped += count
+        for window in self.windows:
+            window.shift(count)
+
+    def _note_first(self) -> None:
+        for axis, places in (("updates", self.steps), ("seconds", self.times), ("tokens", self.tokens)):
+            if places and axis not in self.first:
+                self.first[axis] = places[0]
+
+    def first_position(self, axis: Axis) -> float:
+        """Position of the first sample of the run on an axis."""
+        if axis in self.first:
+            return self.first[axis]
+        places = self.positions(axis)
+        return places[0] if places else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state; call `Store.state_dict`, which brings all windows up to date first."""
+        self._note_first()
+        return {
+            "xs": list(self.xs), "steps": list(self.steps), "times": self.times and list(self.times), "tokens": self.tokens and list(self.tokens),
+            "first": dict(self.first), "dropped": self.dropped, "nonfinite": self.nonfinite, "bad_at": self.bad_at, "bad_steps": list(self.bad_steps),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; list objects stay the same, windows hold them."""
+        self.xs[:] = state["xs"]
+        self.steps[:] = state["steps"]
+        size = len(self.xs)
+        for own, saved in ((self.times, state["times"]), (self.tokens, state["tokens"])):
+            if own is not None:
+                own[:] = saved if saved and len(saved) == size else [0.0] * size
+        if self.times is None and state["times"]:
+            self.times = list(state["times"])
+        if self.tokens is None and state["tokens"]:
+            self.tokens = list(state["tokens"])
+        self.first = dict(state["first"])
+        self.dropped, self.nonfinite, self.bad_at = state["dropped"], state["nonfinite"], state["bad_at"]
+        self.bad_steps = list(state["bad_steps"])
+        self._horizon_until = 0
