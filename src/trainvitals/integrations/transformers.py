@@ -1,0 +1,401 @@
+"""`VitalsCallback`: trainvitals under any `transformers.Trainer`, TRL's included.
+
+::
+
+    from trainvitals.integrations.transformers import VitalsCallback
+
+    trainer.add_callback(VitalsCallback())
+
+The callback reads every optimizer step, not only the logged ones. What a callback cannot see (raw loss, rewards per group,
+importance ratios) comes with `trainvitals.integrations.trl.attach`, which hands the trainer over.
+
+Order within one optimizer step (transformers 4.56 to 5.x): ``on_pre_optimizer_step``, ``on_step_end``, then, if due,
+``on_log``, evaluation, ``on_save``. So a step that will be logged is closed at ``on_log``, every other at ``on_step_end``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainvitals.events import Boundary, BoundaryKind, Frame, RunStart
+from trainvitals.integrations.facts import run_start
+from trainvitals.integrations.grpo import RewardRange, clip_range
+from trainvitals.integrations.later import Later, scalar
+from trainvitals.integrations.lifecycle import ExitGuard, Status
+from trainvitals.integrations.nvml import Nvml
+from trainvitals.integrations.torch import memory_signals, parameter_norms
+from trainvitals.integrations.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from trainvitals.monitor import Monitor
+    from trainvitals.names import Mapper
+
+STATE_FILE = "vitals_state.json"
+P = ParamSpec("P")
+
+
+def notice(text: str) -> None:
+    """One line on stderr, above a progress bar if there is one."""
+    bar = sys.modules.get("tqdm")
+    if bar is not None:
+        bar.tqdm.write(f"[trainvitals] {text}", file=sys.stderr)
+    else:
+        print(f"[trainvitals] {text}", file=sys.stderr)
+
+
+def _guarded(method: Callable[Concatenate[VitalsCallback, P], None]) -> Callable[Concatenate[VitalsCallback, P], None]:
+    """Training must not die of us: the first exception gives one notice and switches the callback off."""
+
+    @functools.wraps(method)
+    def call(self: VitalsCallback, *args: P.args, **kwargs: P.kwargs) -> None:
+        if self.off:
+            return
+        with self.guard.busy():
+            try:
+                method(self, *args, **kwargs)
+            except Exception as error:
+                self.switch_off(f"{method.__name__} raised {type(error).__name__}: {error}")
+
+    return call
+
+
+class VitalsCallback(TrainerCallback):
+    """Publishes what a trainer does and prints what is wrong with it.
+
+    Args:
+        monitor: Publish to this monitor, which the caller closes. By default each training gets its own, with records in
+            ``<output_dir>/vitals/rank<N>.jsonl``, closed at the end of training.
+        tick_seconds: Interval of the watchdog that notices a hanging step; 0 switches it off.
+        **monitor_kwargs: Passed to `trainvitals.monitor.Monitor` (``rules``, ``overrides``, ``enable``, ``console``, ...).
+
+    Attributes:
+        monitor: The monitor of the current or last training; None before the first.
+        off: True after an internal error; training goes on unobserved.
+        trainer: The trainer, when `attach` handed it over.
+    """
+
+    def __init__(self, *, monitor: Monitor | None = None, tick_seconds: float = 15.0, **monitor_kwargs: Any) -> None:
+        self.monitor = monitor
+        self.off = False
+        self.trainer: Any = None
+        self.later = Later()
+        self.seen = RewardRange()
+        self.pending: dict[str, float] = {}  # signals of the open step
+        self.hooks: Any = None  # integrations.trl.Hooks
+        self.resume_path: str | None = None
+        self.guard = ExitGuard(self.finish)
+        self.pre_clip_norm: torch.Tensor | float | None = None
+        self.count_bad = False  # a gradient norm was not finite: from now on count the parameters to blame
+        self._owned = monitor is None
+        self._kwargs = monitor_kwargs
+        self._tick_seconds = tick_seconds
+        self._watchdog: Watchdog | None = None
+        self._nvml: Nvml | None = None
+        self._mapper: Mapper | None = None
+        self._row: dict[str, Any] | None = None  # a log row that came before the end of its step (PPO)
+        self._open = False  # on_step_end came, the step's on_log is awaited
+        self._step = 0
+        self._closed = -1
+        self._began: float | None = None
+        self._once: dict[str, float] = {}
+        self._running = False
+        self._planned: list[BoundaryKind] = []
+        self._epoch: float | None = None
+        self._is_last = False
+
+    # ---- the run ----
+
+    @_guarded
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the records, resume the engine when the trainer resumes, start the watchdog."""
+        if self._running:  # auto_find_batch_size starts over after running out of memory
+            self.finish("failed")
+        from trainvitals.names import Mapper
+
+        model = kwargs.get("model")
+        cuda = next((p.is_cuda for p in model.parameters()), False) if model is not None else False
+        run = run_start(
+            args,
+            owner=self.trainer if self.trainer is not None else args,
+            cuda=cuda,
+            hooks=frozenset() if self.hooks is None else self.hooks.names,
+            total_steps=state.max_steps,
+            time=time.time(),
+            gradients=self.hooks is not None or not _sharded(args),
+        )
+        self._mapper = Mapper(None if run.trainer == "unknown" else run.trainer)
+        self._start_monitor(run, state)
+        self._step = self._closed = state.global_step
+        self.later, self.pending, self._row, self._open = Later(), {}, None, False
+        self._once = {"run.logging_every": max(1.0, float(args.logging_steps))} if args.logging_steps >= 1 else {}
+        if hasattr(args, "max_completion_length") and args.max_completion_length:
+            self._once["completion.length_cap"] = float(args.max_completion_length)
+        if self.trainer is not None and hasattr(self.trainer, "epsilon_low"):
+            self._once["policy.clip_low"], self._once["policy.clip_high"] = clip_range(self.trainer)
+        self._boundary("train_begin")
+        if state.global_step > 0:
+            self._resume(args, state)
+        self._running = True
+        self.guard.install()
+        if cuda and self._nvml is None:
+            self._nvml = Nvml.open(torch.cuda.current_device())
+        if self._tick_seconds > 0 and self.monitor is not None:
+            on_tick = None if self._nvml is None else self._nvml.sample
+            self._watchdog = Watchdog(self.monitor.publish, lambda: self._step, self._tick_seconds, on_tick=on_tick)
+            self._watchdog.start()
+
+    def _start_monitor(self, run: RunStart, state: TrainerState) -> None:
+        if not self._owned:
+            assert self.monitor is not None
+            self.monitor.publish(run)
+            return
+        from trainvitals.monitor import Monitor
+
+        options = dict(self._kwargs)
+        options.setdefault("prefix", "[TRL]" if run.framework == "trl" else "[trainvitals]")
+        if run.rank != 0:
+            options["console"] = False  # rank 0 speaks for all; every rank keeps its own records
+        options.setdefault("output_dir", run.config["output_dir"])
+        self.monitor = Monitor(run=run, **options)
+
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
+        self._boundary("resume")
+        rank = int(args.process_index)
+        folders = [self.resume_path, args.resume_from_checkpoint, os.path.join(str(args.output_dir), f"checkpoint-{state.global_step}")]
+        for folder in folders:
+            path = os.path.join(folder, _state_file(rank)) if isinstance(folder, str) else ""
+            if os.path.isfile(path):
+                with open(path, encoding="utf-8") as file:
+                    saved = json.load(file)
+                self.seen = RewardRange(**saved["seen"])
+                if self.monitor is not None:
+                    self.monitor.load_state_dict(saved["monitor"])
+                return
+        notice(f"no {STATE_FILE} in the checkpoint of step {state.global_step}: rules start with empty windows")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Close the last step and print the end block, after an internal error as well."""
+        if not self.off:
+            self._last(state)
+        self.finish("completed")
+
+    @_guarded
+    def _last(self, state: TrainerState) -> None:
+        self._flush()
+        self._boundary("train_end")
+
+    def finish(self, status: Status = "completed") -> None:
+        """Stop observing and close the monitor if it is ours; safe to call twice."""
+        if not self._running:
+            return
+        self._running = False
+        self.guard.remove()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+            self._watchdog = None
+        try:
+            if status != "completed" and not self.off:
+                self._flush()
+            if self._owned and self.monitor is not None:
+                self.monitor.close(status)
+        except Exception as error:
+            notice(f"could not close the records: {type(error).__name__}: {error}")
+
+    def switch_off(self, why: str) -> None:
+        """Stop observing for the rest of the run, with one notice."""
+        self.off = True
+        notice(f"switched off: {why}. Training goes on.")
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if self.hooks is not None:
+            self.hooks.remove()
+
+    # ---- one step ----
+
+    @_guarded
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Close a step whose log row never came; start the clock."""
+        self._flush()
+        self._began = time.perf_counter()
+        self.pre_clip_norm = None
+
+    @_guarded
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Gradients and learning rate of this very step."""
+        optimizer = kwargs.get("optimizer")
+        if optimizer is not None and optimizer.param_groups:
+            rate = optimizer.param_groups[0]["lr"]
+            if not (isinstance(rate, torch.Tensor) and rate.is_cuda):
+                self.pending["optim.learning_rate"] = float(rate)
+        self._gradients(kwargs.get("model"), float(args.max_grad_norm or 0.0), sharded=_sharded(args))
+
+    def _gradients(self, model: torch.nn.Module | None, limit: float, *, sharded: bool) -> None:
+        trainable = [p for p in model.parameters() if p.requires_grad] if model is not None and not sharded else []
+        if trainable:
+            self.pending["optim.trainable_with_grad"] = sum(p.grad is not None for p in trainable) / len(trainable)
+        norm = self.pre_clip_norm
+        if norm is not None:
+            # Handed out by the trainer's own clipping: costs nothing and is the norm before clipping, over all ranks.
+            if isinstance(norm, torch.Tensor):
+                self.later.put([norm], _norm_signals(limit, clipped_before=False))
+            else:
+                self.pending.update(_norm_signals(limit, clipped_before=False)([torch.tensor(norm)]))
+            return
+        norms = parameter_norms(trainable)
+        if norms is not None:
+            self.later.put([torch.linalg.vector_norm(norms)], _norm_signals(limit, clipped_before=limit > 0))
+            if not limit > 0:  # clipping by a NaN norm makes every gradient NaN: there is nothing left to count
+                self.later.put([(~torch.isfinite(norms)).sum()], scalar("optim.nonfinite_grads"))
+
+    @_guarded
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Collect the step; close it now, or at ``on_log`` when the trainer is about to log."""
+        self._flush()
+        self._step = state.global_step
+        if self._began is not None:
+            self.pending["time.step_seconds"] = time.perf_counter() - self._began
+            self._began = None
+        if state.max_steps > 0:
+            self.pending["run.progress"] = min(1.0, state.global_step / state.max_steps)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            # With skip_memory_metrics=False transformers reads torch's peaks itself: leave them alone.
+            self.pending.update(memory_signals(reset_peak=bool(getattr(args, "skip_memory_metrics", True))))
+            if self._nvml is not None:
+                self.pending.update(self._nvml.latest)
+        if self.hooks is not None:
+            self.hooks.collect()
+        self._epoch = state.epoch
+        self._is_last = 0 < state.max_steps <= state.global_step
+        if control.should_evaluate:
+            self._planned.append("eval_begin")
+        if control.should_save:
+            self._planned.append("save_begin")
+        self._open = True
+        if not control.should_log or self._row is not None:
+            self._close(self._row)
+
+    @_guarded
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take a row of metrics: of the open step, of an evaluation, or the summary at the end (which is no step)."""
+        if self.hooks is not None:
+            self.hooks.read_metrics()  # TRL empties its lists right after this
+        if not logs or "train_runtime" in logs:
+            return
+        if any(key.startswith("eval_") for key in logs):
+            self._flush()
+            self._publish_row(dict(logs), phase="eval")
+        elif self._open:
+            self._close(logs)
+        elif state.global_step > self._closed:
+            self._row = {**(self._row or {}), **logs}
+        else:
+            self._publish_row(dict(logs), phase="train")
+
+    def _flush(self) -> None:
+        if self._open:
+            self._close(self._row)
+
+    def _close(self, row: dict[str, Any] | None) -> None:
+        """Publish everything about the open step as one closing frame."""
+        self._open, self._row = False, None
+        self._closed = self._step
+        fresh: dict[str, Any] = {} if self.hooks is None else self.hooks.fresh_metrics()
+        if row:
+            known = set() if self.hooks is None else self.hooks.metric_names
+            fresh.update({key: value for key, value in row.items() if key not in known})
+        assert self._mapper is not None
+        now = time.time()
+        frame = self._mapper.frame(fresh, step=self._step, phase="train", time=now, closes=True) if fresh else Frame(self._step, {}, time=now)
+        frame.values.update(self._once)
+        frame.values.update(self.pending)
+        frame.values.update(self.later.ready(wait=self._is_last))
+        self.count_bad = self.count_bad or not math.isfinite(frame.values.get("optim.grad_norm_step", 0.0))
+        frame.epoch = self._epoch if frame.epoch is None else frame.epoch
+        frame.step = self._step
+        self._once, self.pending = {}, {}
+        self._publish(frame)
+        for what in self._planned:
+            self._boundary(what)
+        self._planned = []
+
+    def _publish_row(self, row: dict[str, Any], *, phase: str) -> None:
+        assert self._mapper is not None
+        frame = self._mapper.frame(row, step=self._step, phase=phase, time=time.time(), closes=False)
+        frame.step = self._step
+        if frame.values:
+            self._publish(frame)
+
+    # ---- boundaries ----
+
+    @_guarded
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """An epoch ended: data order and signals may jump. (The trainer logs the epoch's last step after this.)"""
+        if self._open:
+            self._planned.insert(0, "epoch")
+        else:
+            self._boundary("epoch")
+
+    @_guarded
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """An evaluation is over; its values came through ``on_log``."""
+        self._flush()
+        self._boundary("eval_end")
+
+    @_guarded
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A checkpoint is written: put the state of the engine beside it."""
+        self._flush()
+        folder = os.path.join(str(args.output_dir), f"checkpoint-{state.global_step}")
+        if os.path.isdir(folder) and self.monitor is not None:
+            saved = {"monitor": self.monitor.state_dict(), "seen": {"low": self.seen.low, "high": self.seen.high}}
+            path = os.path.join(folder, _state_file(int(args.process_index)))
+            with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+                json.dump(saved, file)
+            os.replace(f"{path}.tmp", path)
+        self._boundary("save_end")
+
+    def _boundary(self, what: BoundaryKind) -> None:
+        self._publish(Boundary(self._step, what, time=time.time()))
+
+    def _publish(self, item: Frame | Boundary) -> None:
+        if self.monitor is not None:
+            self.monitor.publish(item)
+
+
+def _norm_signals(limit: float, *, clipped_before: bool) -> Callable[[list[torch.Tensor]], dict[str, float]]:
+    """Gradient norm and whether it was clipped; after clipping, a norm at the limit (0.1 % tolerance) means that it was."""
+
+    def compute(tensors: list[torch.Tensor]) -> dict[str, float]:
+        norm = float(tensors[0])
+        values = {"optim.grad_norm_step": norm}
+        if limit > 0 and math.isfinite(norm):
+            values["optim.clipped_step"] = float(norm > (0.999 * limit if clipped_before else limit))
+        return values
+
+    return compute
+
+
+def _sharded(args: TrainingArguments) -> bool:
+    """True under FSDP and DeepSpeed: a rank sees shards of gradients, and their norm would need a collective."""
+    return bool(getattr(args, "deepspeed", None) or getattr(args, "fsdp", None))
+
+
+def _state_file(rank: int) -> str:
+    return STATE_FILE if rank == 0 else f"vitals_state.rank{rank}.json"

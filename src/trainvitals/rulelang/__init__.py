@@ -1,0 +1,1 @@
+"""The rule language: strict YAML, typed expressions, incremental windows. See rules/README.md."""

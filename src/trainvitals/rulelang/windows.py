@@ -1,0 +1,376 @@
+"""The store: series, shared windows over them, boundaries and the clock.
+
+`Store.ingest` only appends; windows catch up when asked (see `windows_stats`). Only signals that some rule reads have a
+series. Memory is bounded: a series keeps what its longest window spans.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trainvitals.events import Frame, SignalSpec, split_label
+from trainvitals.rulelang.windows_series import KEEP, STALE_AFTER, Axis, Clock, Series
+from trainvitals.rulelang.windows_stats import (
+    MAD_TO_SIGMA,
+    MIN_SAMPLES,
+    MIN_SHARE,
+    SHORT,
+    Count,
+    Delta,
+    Extreme,
+    Ordered,
+    ShortMaximum,
+    ShortMean,
+    ShortMinimum,
+    ShortStd,
+    ShortSum,
+    Slope,
+    Sums,
+    Window,
+    median_deviation,
+    quantile,
+)
+
+__all__ = ["KEEP", "STALE_AFTER", "Axis", "Clock", "Derived", "Frozen", "Series", "Store", "Window"]
+
+_TRIM_EVERY = 256
+
+
+class Frozen:
+    """Median or spread of the samples of one stretch early in the run, fixed when the stretch is over.
+
+    The stretch is ``skip`` to ``skip + updates`` after the first update that the store saw. When it holds too few samples
+    at its end, it goes on until it holds 80 % of what the observed cadence promises, at least three.
+    """
+
+    __slots__ = ("_collected", "_result", "_taken", "key", "series", "skip", "updates", "what")
+
+    def __init__(self, what: str, key: str, series: Series, updates: float, skip: float) -> None:
+        self.what = what
+        self.key = key
+        self.series = series
+        self.updates = updates
+        self.skip = skip
+        self.lo = 0
+        self._taken = 0
+        self._collected: list[float] = []
+        self._result: float | None = None
+        series.windows.append(self)
+
+    lo: int
+
+    def value(self) -> float | None:
+        """The reference; None until it is fixed. It never becomes stale."""
+        if self._result is None:
+            self.advance()
+            clock = self.series.clock
+            if self._result is None and clock.origin is not None and clock.step >= clock.origin + self.skip + self.updates:
+                self._fix()
+        return self._result
+
+    def advance(self) -> None:
+        """Collect new samples; the first one after the stretch fixes the reference."""
+        series = self.series
+        xs, steps = series.xs, series.steps
+        origin = series.clock.origin or 0
+        start, end = origin + self.skip, origin + self.skip + self.updates
+        index = self._taken - series.dropped
+        while index < len(xs) and self._result is None:
+            if steps[index] > end:
+                self._fix()
+            if self._result is None and steps[index] > start:
+                self._collected.append(xs[index])
+            index += 1
+        self._taken = series.dropped + len(xs)
+        self.lo = len(xs)
+
+    def _fix(self) -> None:
+        cadence = self.series.cadence("updates") or 1.0
+        if len(self._collected) < max(MIN_SAMPLES, math.ceil(MIN_SHARE * self.updates / cadence - 1e-9)):
+            return
+        ordered = sorted(self._collected)
+        self._result = quantile(ordered, 0.5) if self.what == "median" else MAD_TO_SIGMA * median_deviation(ordered)
+        self._collected = []
+
+    def shift(self, count: int) -> None:
+        """The series dropped samples; positions here count from the run's start."""
+
+    def rebuild(self) -> None:
+        """A late sample is not worth moving a reference."""
+        self._taken = self.series.total
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {"taken": self._taken, "collected": list(self._collected), "result": self._result}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._taken, self._collected, self._result = state["taken"], list(state["collected"]), state["result"]
+        self.lo = len(self.series.xs)
+
+
+class Derived:
+    """A series whose samples are values of an expression, taken when an update closes and one of its inputs is new."""
+
+    __slots__ = ("inputs", "read", "seen", "series")
+
+    def __init__(self, series: Series, read: Callable[[], float | bool | None], inputs: Sequence[Series]) -> None:
+        self.series = series
+        self.read = read
+        self.inputs = tuple(inputs)
+        self.seen = -1
+
+    def sample(self, step: int) -> None:
+        """Take one sample; unknown gives none, a value that is not finite is counted."""
+        if self.inputs:
+            total = 0
+            for series in self.inputs:
+                total += series.dropped + len(series.xs)
+            if total == self.seen:
+                return
+            self.seen = total
+        value = self.read()
+        if value is None:
+            return
+        number = float(value)
+        if number - number == 0.0:
+            self.series.add(number)
+            self.series.mark(step)
+            self.series.mark_wide()
+        else:
+            self.series.spoil(step)
+
+
+class Store:
+    """Samples of the run, and every windowed statistic that rules ask for.
+
+    Args:
+        catalogue: Declarations of the signals; a series takes its cadence class from it.
+    """
+
+    def __init__(self, catalogue: Mapping[str, SignalSpec]) -> None:
+        self.catalogue = catalogue
+        self.clock = Clock()
+        self.boundaries: dict[str, tuple[int, float | None]] = {}
+        self.late = 0
+        self._series: dict[str, Series] = {}
+        self._own: dict[str, Series] = {}
+        self._derived: dict[str, Derived] = {}
+        self._windows: dict[str, Window | Frozen] = {}
+        self._wide: list[Series] = []
+        self._next_trim = _TRIM_EVERY
+        self._closed = 0
+        self._saved: dict[str, Any] = {"series": {}, "windows": {}, "derived": {}}
+
+    @property
+    def step(self) -> int:
+        """Step of the newest frame."""
+        return self.clock.step
+
+    @property
+    def time(self) -> float | None:
+        """Time of the newest frame, boundary or tick; None on a log without times."""
+        return self.clock.time
+
+    def ingest(self, frame: Frame) -> None:
+        """Append the samples of one frame. About 0.1 us per signal that some rule reads, 0.04 us for another."""
+        clock = self.clock
+        step = frame.step
+        if frame.time is not None:
+            clock.time = frame.time
+        if frame.tokens is not None:
+            clock.tokens = frame.tokens
+        if step < clock.step:
+            self._ingest_late(frame)
+            return
+        clock.step = step
+        if clock.origin is None:
+            clock.origin = step - 1
+        get = self._series.get
+        for key, value in frame.values.items():
+            series = get(key)
+            if series is not None:
+                if value - value == 0.0:
+                    series.add(value)
+                    series.mark(step)
+                else:
+                    series.spoil(step)
+        for series in self._wide:
+            if series.key in frame.values and len(series.xs) > len(series.times if series.times is not None else series.tokens or ()):
+                series.mark_wide()
+
+    def _ingest_late(self, frame: Frame) -> None:
+        """Samples of an update that was closed before: they enter windows at their own index."""
+        self.late += 1
+        for key, value in frame.values.items():
+            series = self._series.get(key)
+            if series is None:
+                continue
+            if value - value == 0.0:
+                series.insert_late(frame.step, value)
+            else:
+                series.spoil(frame.step)
+
+    def close_update(self, step: int, time: float | None = None) -> None:
+        """An update is over: sample derived series, remember ``update_end``, drop old samples now and then."""
+        clock = self.clock
+        if time is not None:
+            clock.time = time
+        clock.step = max(clock.step, step)
+        if clock.origin is None:
+            clock.origin = step - 1
+        self.boundaries["update_end"] = (step, clock.time)
+        for derived in self._derived.values():
+            derived.sample(step)
+        self._closed += 1
+        if self._closed >= self._next_trim:
+            self._next_trim = self._closed + _TRIM_EVERY
+            for series in (*self._series.values(), *self._own.values()):
+                series.trim()
+
+    def boundary(self, what: str, step: int, time: float | None = None) -> None:
+        """Remember when something last happened, for ``updates_since`` and ``seconds_since``."""
+        if time is not None:
+            self.clock.time = time
+        self.boundaries[what] = (step, time if time is not None else self.clock.time)
+
+    def tick(self, time: float) -> None:
+        """Time passed without an update."""
+        self.clock.time = time
+
+    def series(self, key: str) -> Series:
+        """The series of a signal or of one label value of it; made on first use."""
+        found = self._series.get(key)
+        if found is None:
+            spec = self.catalogue.get(split_label(key)[0])
+            found = self._series[key] = Series(key, self.clock, spec.cadence if spec else "update")
+            if key in self._saved["series"]:
+                found.load_state_dict(self._saved["series"].pop(key))
+        return found
+
+    def derived(self, key: str, read: Callable[[], float | bool | None], inputs: Sequence[Series]) -> Series:
+        """The series of an expression; ``key`` is its canonical text. Register parts before the whole."""
+        if key not in self._derived:
+            series = self._own[key] = Series(key, self.clock)
+            entry = self._derived[key] = Derived(series, read, inputs)
+            if key in self._saved["derived"]:
+                saved = self._saved["derived"].pop(key)
+                series.load_state_dict(saved["series"])
+                entry.seen = saved["seen"]
+        return self._derived[key].series
+
+    def window(self, function: str, series: Series, axis: Axis, length: float, *, q: float = 0.5, skip: float = 0) -> Window | Frozen:
+        """The shared window for a function over a series; made on first use.
+
+        Args:
+            function: A window function or a reference of the rule language.
+            series: From `series` or `derived`.
+            axis: What ``length`` counts.
+            length: Updates, points, tokens or seconds.
+            q: Quantile, 0..1.
+            skip: References only: updates to leave out, at the run's start (frozen) or its end (trailing).
+        """
+        extra = f", q={q:g}" if function == "quantile" else ""
+        extra += f", skip={skip:g}" if skip else ""
+        key = f"{function}({series.key}{extra}, {axis}={length:.17g})"
+        found = self._windows.get(key)
+        if found is None:
+            found = self._windows[key] = _build(function, key, series, axis, length, q, skip)
+            if axis in ("tokens", "seconds") and series not in self._wide and series.key in self._series:
+                self._wide.append(series)
+            if key in self._saved["windows"]:
+                found.restore(self._saved["windows"].pop(key))
+        return found
+
+    def too_coarse(self) -> list[tuple[str, float, float]]:
+        """Windows shorter than three observed cadences, which can never be decided: key, length and cadence."""
+        found = []
+        for window in self._windows.values():
+            if isinstance(window, Window):
+                window.value()
+                if window.too_coarse:
+                    found.append((window.key, float(window.length), window.series.cadence(window._axis) or 0.0))
+        return found
+
+    def missing(self, key: str) -> str | None:
+        """Why the newest value of a series is unknown: ``never``, ``stale`` or ``nonfinite``; None when it is known."""
+        series = self._series.get(key)
+        state = series.state() if series is not None else "never"
+        return None if state == "ok" else state
+
+    def seconds_since(self, what: str) -> float | None:
+        """Seconds since a boundary or ``update_end``; None when it never happened or the log has no times."""
+        found = self.boundaries.get(what)
+        if found is None or found[1] is None or self.clock.time is None:
+            return None
+        return self.clock.time - found[1]
+
+    def updates_since(self, what: str) -> float | None:
+        """Updates since a boundary; None when it never happened."""
+        found = self.boundaries.get(what)
+        return None if found is None else float(self.clock.step - found[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state. Continuing from it gives bit-identical values to not having stopped."""
+        for window in self._windows.values():
+            window.advance()
+        clock = self.clock
+        return {
+            "clock": [clock.step, clock.origin, clock.time, clock.tokens, clock.every],
+            "boundaries": {what: list(when) for what, when in self.boundaries.items()},
+            "closed": [self._closed, self._next_trim, self.late],
+            "series": {**self._saved["series"], **{key: series.state_dict() for key, series in self._series.items()}},
+            "derived": {**self._saved["derived"], **{key: {"series": entry.series.state_dict(), "seen": entry.seen} for key, entry in self._derived.items()}},
+            "windows": {**self._saved["windows"], **{key: window.state_dict() for key, window in self._windows.items()}},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`, before or after rules were bound: what is not known yet waits for its first use."""
+        clock = self.clock
+        clock.step, clock.origin, clock.time, clock.tokens, clock.every = state["clock"]
+        self.boundaries = {what: (when[0], when[1]) for what, when in state["boundaries"].items()}
+        self._closed, self._next_trim, self.late = state["closed"]
+        self._saved = {part: dict(state[part]) for part in ("series", "derived", "windows")}
+        for key, series in self._series.items():
+            if key in self._saved["series"]:
+                series.load_state_dict(self._saved["series"].pop(key))
+        for key, entry in self._derived.items():
+            if key in self._saved["derived"]:
+                saved = self._saved["derived"].pop(key)
+                entry.series.load_state_dict(saved["series"])
+                entry.seen = saved["seen"]
+        for key, window in self._windows.items():
+            if key in self._saved["windows"]:
+                window.restore(self._saved["windows"].pop(key))
+
+
+def _build(function: str, key: str, series: Series, axis: Axis, length: float, q: float, skip: float) -> Window | Frozen:
+    short = axis in ("updates", "points") and length <= SHORT
+    match function:
+        case "mean" | "share_true":
+            return ShortMean(key, series, axis, length) if short else Sums("mean", key, series, axis, length)
+        case "sum":
+            return ShortSum(key, series, axis, length) if short else Sums("sum", key, series, axis, length)
+        case "std":
+            return ShortStd(key, series, axis, length) if short else Sums("std", key, series, axis, length)
+        case "minimum":
+            return ShortMinimum(key, series, axis, length) if short else Extreme(False, key, series, axis, length)
+        case "maximum":
+            return ShortMaximum(key, series, axis, length) if short else Extreme(True, key, series, axis, length)
+        case "median" | "quantile":
+            return Ordered("quantile", key, series, axis, length, q=q)
+        case "slope":
+            return Slope(key, series, axis, length)
+        case "delta":
+            return Delta(key, series, axis, length)
+        case "count":
+            return Count(key, series, axis, length)
+        case "trailing_median" | "trailing_spread":
+            return Ordered("quantile" if function == "trailing_median" else "spread", key, series, axis, length, skip=skip)
+        case "frozen_median" | "frozen_spread":
+            return Frozen(function.removeprefix("frozen_"), key, series, length, skip)
+        case _:
+            msg = f"no window function {function!r}"
+            raise ValueError(msg)
