@@ -31,6 +31,10 @@ class RewardRange:
     low: float = math.inf
     high: float = -math.inf
 
+    def bounds(self) -> list[float | None]:
+        """``[low, high]`` for JSON; None before the first reward."""
+        return [self.low, self.high] if math.isfinite(self.low) else [None, None]
+
     def see(self, rewards: Floats) -> None:
         """Widen the range by the finite values of `rewards`."""
         finite = rewards[np.isfinite(rewards)]

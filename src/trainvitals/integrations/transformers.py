@@ -22,7 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from trainvitals.names import Mapper
 
 STATE_FILE = "vitals_state.json"
-P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., None])
 
 
 def notice(text: str) -> None:
@@ -53,11 +53,11 @@ def notice(text: str) -> None:
         print(f"[trainvitals] {text}", file=sys.stderr)
 
 
-def _guarded(method: Callable[Concatenate[VitalsCallback, P], None]) -> Callable[Concatenate[VitalsCallback, P], None]:
+def _guarded(method: F) -> F:
     """Training must not die of us: the first exception gives one notice and switches the callback off."""
 
     @functools.wraps(method)
-    def call(self: VitalsCallback, *args: P.args, **kwargs: P.kwargs) -> None:
+    def call(self: VitalsCallback, *args: Any, **kwargs: Any) -> None:
         if self.off:
             return
         with self.guard.busy():
@@ -66,7 +66,7 @@ def _guarded(method: Callable[Concatenate[VitalsCallback, P], None]) -> Callable
             except Exception as error:
                 self.switch_off(f"{method.__name__} raised {type(error).__name__}: {error}")
 
-    return call
+    return cast("F", call)
 
 
 class VitalsCallback(TrainerCallback):
@@ -134,7 +134,7 @@ class VitalsCallback(TrainerCallback):
             gradients=self.hooks is not None or not _sharded(args),
         )
         self._mapper = Mapper(None if run.trainer == "unknown" else run.trainer)
-        self._start_monitor(run, state)
+        self._start_monitor(run, args, state.global_step)
         self._step = self._closed = state.global_step
         self.later, self.pending, self._row, self._open = Later(), {}, None, False
         self._once = {"run.logging_every": max(1.0, float(args.logging_steps))} if args.logging_steps >= 1 else {}
@@ -144,7 +144,7 @@ class VitalsCallback(TrainerCallback):
             self._once["policy.clip_low"], self._once["policy.clip_high"] = clip_range(self.trainer)
         self._boundary("train_begin")
         if state.global_step > 0:
-            self._resume(args, state)
+            self._boundary("resume")
         self._running = True
         self.guard.install()
         if cuda and self._nvml is None:
@@ -154,34 +154,35 @@ class VitalsCallback(TrainerCallback):
             self._watchdog = Watchdog(self.monitor.publish, lambda: self._step, self._tick_seconds, on_tick=on_tick)
             self._watchdog.start()
 
-    def _start_monitor(self, run: RunStart, state: TrainerState) -> None:
-        if not self._owned:
-            assert self.monitor is not None
-            self.monitor.publish(run)
-            return
-        from trainvitals.monitor import Monitor
+    def _start_monitor(self, run: RunStart, args: TrainingArguments, step: int) -> None:
+        saved = self._saved_state(args, step) if step > 0 else None
+        if self._owned:
+            from trainvitals.monitor import Monitor
 
-        options = dict(self._kwargs)
-        options.setdefault("prefix", "[TRL]" if run.framework == "trl" else "[trainvitals]")
-        if run.rank != 0:
-            options["console"] = False  # rank 0 speaks for all; every rank keeps its own records
-        options.setdefault("output_dir", run.config["output_dir"])
-        self.monitor = Monitor(run=run, **options)
+            options = dict(self._kwargs)
+            options.setdefault("prefix", "[TRL]" if run.framework == "trl" else "[trainvitals]")
+            options.setdefault("output_dir", str(args.output_dir))
+            if run.rank != 0:
+                options["console"] = False  # rank 0 speaks for all; every rank keeps its own records
+            self.monitor = Monitor(resumed_from=step if step > 0 else None, **options)
+        assert self.monitor is not None
+        if saved is not None:
+            low, high = saved["seen"]
+            self.seen = RewardRange() if low is None else RewardRange(low, high)
+            self.monitor.load_state_dict(saved["monitor"])
+        elif step > 0:
+            notice(f"no {STATE_FILE} in the checkpoint of step {step}: rules start with empty windows")
+        self.monitor.publish(run)
 
-    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
-        self._boundary("resume")
-        rank = int(args.process_index)
-        folders = [self.resume_path, args.resume_from_checkpoint, os.path.join(str(args.output_dir), f"checkpoint-{state.global_step}")]
+    def _saved_state(self, args: TrainingArguments, step: int) -> dict[str, Any] | None:
+        folders = [self.resume_path, args.resume_from_checkpoint, os.path.join(str(args.output_dir), f"checkpoint-{step}")]
         for folder in folders:
-            path = os.path.join(folder, _state_file(rank)) if isinstance(folder, str) else ""
+            path = os.path.join(folder, _state_file(int(args.process_index))) if isinstance(folder, str) else ""
             if os.path.isfile(path):
                 with open(path, encoding="utf-8") as file:
-                    saved = json.load(file)
-                self.seen = RewardRange(**saved["seen"])
-                if self.monitor is not None:
-                    self.monitor.load_state_dict(saved["monitor"])
-                return
-        notice(f"no {STATE_FILE} in the checkpoint of step {state.global_step}: rules start with empty windows")
+                    saved: dict[str, Any] = json.load(file)
+                return saved
+        return None
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Close the last step and print the end block, after an internal error as well."""
@@ -322,7 +323,11 @@ class VitalsCallback(TrainerCallback):
             fresh.update({key: value for key, value in row.items() if key not in known})
         assert self._mapper is not None
         now = time.time()
-        frame = self._mapper.frame(fresh, step=self._step, phase="train", time=now, closes=True) if fresh else Frame(self._step, {}, time=now)
+        frame = (
+            self._mapper.frame(fresh, step=self._step, phase="train", time=now, closes=True)
+            if fresh
+            else Frame(self._step, {}, time=now)
+        )
         frame.values.update(self._once)
         frame.values.update(self.pending)
         frame.values.update(self.later.ready(wait=self._is_last))
@@ -335,7 +340,7 @@ class VitalsCallback(TrainerCallback):
             self._boundary(what)
         self._planned = []
 
-    def _publish_row(self, row: dict[str, Any], *, phase: str) -> None:
+    def _publish_row(self, row: dict[str, Any], *, phase: Literal["train", "eval"]) -> None:
         assert self._mapper is not None
         frame = self._mapper.frame(row, step=self._step, phase=phase, time=time.time(), closes=False)
         frame.step = self._step
@@ -364,7 +369,7 @@ class VitalsCallback(TrainerCallback):
         self._flush()
         folder = os.path.join(str(args.output_dir), f"checkpoint-{state.global_step}")
         if os.path.isdir(folder) and self.monitor is not None:
-            saved = {"monitor": self.monitor.state_dict(), "seen": {"low": self.seen.low, "high": self.seen.high}}
+            saved = {"monitor": self.monitor.state_dict(), "seen": self.seen.bounds()}
             path = os.path.join(folder, _state_file(int(args.process_index)))
             with open(f"{path}.tmp", "w", encoding="utf-8") as file:
                 json.dump(saved, file)

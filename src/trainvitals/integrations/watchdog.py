@@ -27,7 +27,7 @@ class Watchdog:
         seconds: float = 15.0,
         *,
         clock: Callable[[], float] = time.time,
-        on_tick: Callable[[], None] | None = None,
+        on_tick: Callable[[], object] | None = None,
     ) -> None:
         if not seconds > 0:
             msg = f"watchdog interval {seconds!r}: expected a positive number of seconds"

@@ -176,12 +176,9 @@ class Expr:
     depth: int = 0
 
 
-def problem(where: Where, text: str, at: int, length: int, code: str, message: str, hint: str = "") -> Problem:
-    """A problem inside an expression: a line, and a caret under the part meant."""
-    lines = text[:at].split("\n")
-    column = where.column + at if len(lines) == 1 else len(lines[-1]) + 1
-    source = where.source_line if len(lines) == 1 and where.source_line else text.split("\n")[len(lines) - 1]
-    return Problem(code, message, where.path, where.line + len(lines) - 1, column, max(1, length), source, hint)
+def problem(where: Where, at: int, length: int, code: str, message: str, hint: str = "") -> Problem:
+    """A problem inside an expression, underlined at its place in the file."""
+    return where.problem(code, message, at, max(1, length), hint)
 
 
 def children(node: Node) -> Iterator[Node]:
@@ -258,9 +255,9 @@ def parse(text: str, where: Where) -> Expr:
             tree = ast.parse(flat[start:], mode="eval")
     except SyntaxError as error:
         at = start + min(max((error.offset or 1) - 1, 0), max(len(flat) - start - 1, 0))
-        raise RuleError([problem(where, text, at, 1, "E451", "not an expression", _syntax_hint(error, flat[start:]))]) from None
+        raise RuleError([problem(where, at, 1, "E451", "not an expression", _syntax_hint(error, flat[start:]))]) from None
     except (ValueError, MemoryError, RecursionError):
-        raise RuleError([problem(where, text, 0, 1, "E452", "expression is nested too deeply")]) from None
+        raise RuleError([problem(where, 0, 1, "E452", "expression is nested too deeply")]) from None
     builder = _Builder(text, start, where)
     root = builder.node(tree.body, 1)
     if builder.problems:
@@ -279,9 +276,9 @@ def _screen(text: str, where: Where) -> list[Problem]:
     """Refuse by characters what Python's parser need not see."""
     if len(text) > MAX_CHARACTERS:
         message = f"expression has {len(text)} characters, {MAX_CHARACTERS} are allowed"
-        return [problem(where, text[:1], 0, 1, "E452", message, "name parts of it under 'let:'")]
+        return [problem(where, 0, 1, "E452", message, "name parts of it under 'let:'")]
     if not text.strip():
-        return [problem(where, text, 0, 1, "E453", "expression is empty")]
+        return [problem(where, 0, 1, "E453", "expression is empty")]
     bare = _STRING.sub(lambda match: " " * len(match.group()), text)
     problems = []
     for match in _SUSPECT.finditer(bare):
@@ -289,14 +286,14 @@ def _screen(text: str, where: Where) -> list[Problem]:
         if found == "!=":
             continue
         word = "character outside ASCII" if ord(found[0]) > 126 or ord(found[0]) < 32 else f"{found!r} is not part of the rule language"
-        problems.append(problem(where, text, match.start(), len(found), "E454", word, _HINTS.get(found, "")))
+        problems.append(problem(where, match.start(), len(found), "E454", word, _HINTS.get(found, "")))
         if len(problems) == 20:
             break
     depth = 0
     for at, character in enumerate(bare):
         depth += (character == "(") - (character == ")")
         if depth > MAX_DEPTH:
-            problems.append(problem(where, text, at, 1, "E452", f"more than {MAX_DEPTH} brackets inside one another"))
+            problems.append(problem(where, at, 1, "E452", f"more than {MAX_DEPTH} brackets inside one another"))
             break
     return problems
 
@@ -321,7 +318,7 @@ class _Builder:
     def fail(self, node: ast.expr, code: str, message: str, hint: str = "") -> None:
         at = node.col_offset + self.start
         end = (node.end_col_offset or node.col_offset + 1) + self.start
-        self.problems.append(problem(self.where, self.text, at, end - at, code, message, hint))
+        self.problems.append(problem(self.where, at, end - at, code, message, hint))
 
     def node(self, node: ast.expr, depth: int) -> Node | None:
         """Our node for Python's, or None after a problem."""

@@ -45,7 +45,7 @@ class Frozen:
     at its end, it goes on until it holds 80 % of what the observed cadence promises, at least three.
     """
 
-    __slots__ = ("_collected", "_result", "_taken", "key", "series", "skip", "updates", "what")
+    __slots__ = ("_collected", "_result", "_taken", "key", "lo", "series", "skip", "updates", "what")
 
     def __init__(self, what: str, key: str, series: Series, updates: float, skip: float) -> None:
         self.what = what
@@ -59,40 +59,33 @@ class Frozen:
         self._result: float | None = None
         series.windows.append(self)
 
-    lo: int
-
     def value(self) -> float | None:
         """The reference; None until it is fixed. It never becomes stale."""
         if self._result is None:
             self.advance()
-            clock = self.series.clock
-            if self._result is None and clock.origin is not None and clock.step >= clock.origin + self.skip + self.updates:
-                self._fix()
         return self._result
 
     def advance(self) -> None:
-        """Collect new samples; the first one after the stretch fixes the reference."""
+        """Collect new samples; the last one of the stretch fixes the reference."""
         series = self.series
         xs, steps = series.xs, series.steps
-        origin = series.clock.origin or 0
-        start, end = origin + self.skip, origin + self.skip + self.updates
-        index = self._taken - series.dropped
-        while index < len(xs) and self._result is None:
-            if steps[index] > end:
-                self._fix()
-            if self._result is None and steps[index] > start:
-                self._collected.append(xs[index])
-            index += 1
+        start = (series.clock.origin or 0) + self.skip
+        end = start + self.updates
+        if self._result is None:
+            for index in range(self._taken - series.dropped, len(xs)):
+                if steps[index] > start:
+                    self._collected.append(xs[index])
+                    if steps[index] >= end and self._enough(series.dropped + index + 1):
+                        ordered = sorted(self._collected)
+                        self._result = quantile(ordered, 0.5) if self.what == "median" else MAD_TO_SIGMA * median_deviation(ordered)
+                        self._collected = []
+                        break
         self._taken = series.dropped + len(xs)
         self.lo = len(xs)
 
-    def _fix(self) -> None:
-        cadence = self.series.cadence("updates") or 1.0
-        if len(self._collected) < max(MIN_SAMPLES, math.ceil(MIN_SHARE * self.updates / cadence - 1e-9)):
-            return
-        ordered = sorted(self._collected)
-        self._result = quantile(ordered, 0.5) if self.what == "median" else MAD_TO_SIGMA * median_deviation(ordered)
-        self._collected = []
+    def _enough(self, count: int) -> bool:
+        cadence = self.series.cadence("updates", count) or 1.0
+        return len(self._collected) >= max(MIN_SAMPLES, math.ceil(MIN_SHARE * self.updates / cadence - 1e-9))
 
     def shift(self, count: int) -> None:
         """The series dropped samples; positions here count from the run's start."""

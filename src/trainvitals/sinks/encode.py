@@ -89,7 +89,7 @@ def rfc3339(time: float | None) -> str | None:
     if time is None:
         return None
     try:
-        return datetime.datetime.fromtimestamp(time, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return datetime.datetime.fromtimestamp(time, datetime.UTC).isoformat(timespec="microseconds")[:-6] + "Z"
     except (ValueError, OverflowError, OSError):
         return None
 
