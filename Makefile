@@ -99,12 +99,13 @@ rules-check: $(VENV)/.dev  ## Every rule against its own cases, then against its
 	@$(BIN)/trainvitals rules mutate
 
 schemas: $(VENV)/.dev  ## Write schemas/*.schema.json from the models.
-	@$(BIN)/trainvitals schema --write schemas
+	@$(BIN)/python -m trainvitals.schemas --write
 
 docs: $(VENV)/.dev  ## Write the generated pages: rules, signals, command line.
 	@$(BIN)/python tools/gen_docs.py
 
-docs-check: $(VENV)/.dev  ## Fail when a generated page is stale.
+docs-check: $(VENV)/.dev  ## Fail when a schema or a generated page is stale.
+	@$(BIN)/python -m trainvitals.schemas --check
 	@$(BIN)/python tools/gen_docs.py --check
 
 screenshot: $(VENV)/.dev  ## Run the demo and save what it prints as docs/demo.svg.

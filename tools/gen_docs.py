@@ -1,4 +1,4 @@
-"""Write the generated pages: docs/rules/<id>.md, docs/rules/index.md, docs/signals.md, docs/cli.md.
+"""Write the generated pages: docs/rules/<id>.md, docs/rules/index.md, docs/signals.md, docs/cli.md, docs/rule-functions.md.
 
 ``--check`` writes nothing and fails when a page is stale, missing or left over. The rule pages come from the rule files alone,
 the signal page from the catalogue and the name tables, the command page from the parser: nothing is written twice by hand.
@@ -7,6 +7,7 @@ the signal page from the catalogue and the name tables, the command page from th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import re
@@ -15,11 +16,14 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 
+from trainvitals import cli
 from trainvitals.events import CATALOGUE, FAMILIES, SignalSpec
 from trainvitals.names.entry import Entry
+from trainvitals.rulelang.functions import FUNCTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -67,6 +71,7 @@ def pages() -> dict[Path, str]:
     out[DOCS / "rules" / "index.md"] = rule_index(rules)
     out[DOCS / "signals.md"] = signal_page(rules)
     out[DOCS / "cli.md"] = cli_page()
+    out[DOCS / "rule-functions.md"] = function_page()
     return out
 
 
@@ -260,18 +265,49 @@ def raw_names() -> dict[str, list[str]]:
     return found
 
 
+def function_page() -> str:
+    """The functions of the rule language, by family."""
+    titles = {
+        "window": "Windows: exactly one axis", "reference": "References: this run's own past", "time": "Time", "presence": "Presence",
+        "rule": "Other rules", "math": "Arithmetic",
+    }  # fmt: skip
+    parts = ["# Functions of the rule language\n", NOTICE]
+    for family, title in titles.items():
+        rows = [f"| `{cell(f.usage)}` | {f.kind} | {cell(f.meaning)} |" for f in FUNCTIONS.values() if f.family == family]
+        parts += [f"## {title}\n", "| call | gives | meaning |", "| --- | --- | --- |", *rows, ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
 # ---- command line -----------------------------------------------------------------------------------------------------
 
 
 def cli_page() -> str:
-    """Every command with its arguments, from the parser itself.
+    """Every command with its arguments, from the parsers themselves.
 
-    The parser is walked instead of printing its help, because argparse words its help differently in each Python version.
+    The parsers are walked instead of printing their help, because argparse words its help differently in each Python version.
     """
-    cli = importlib.import_module("trainvitals.cli")
     parts = ["# Command line\n", NOTICE, CLI_INTRO]
-    parts += command("trainvitals", cli.build_parser())
+    for name, text in cli.COMMANDS.items():
+        parser = demo_parser() if name == "demo" else cli.Parser(prog=f"trainvitals {name}", description=f"{text[0].upper()}{text[1:]}.")
+        if name != "demo":
+            importlib.import_module(f"trainvitals.cli.{name}").add_arguments(parser)
+        parts += command(f"trainvitals {name}", parser)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """The demo's own parser, caught where it would begin to parse: the module builds it inside a function."""
+    from trainvitals.integrations import demo
+
+    caught: list[argparse.ArgumentParser] = []
+
+    def parse_args(self: argparse.ArgumentParser, *_: Any) -> None:
+        caught.append(self)
+        raise InterruptedError
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args), contextlib.suppress(InterruptedError):
+        demo.main([])
+    return caught[0]
 
 
 CLI_INTRO = """Data goes to stdout, words to stderr. The same input gives the same bytes. Only `demo` imports torch.

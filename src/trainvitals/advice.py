@@ -194,7 +194,7 @@ def advise(
     actions: list[Action] = []
     taken = set(skip)
     for suggest in suggests:
-        if suggest.if_ is not None and evaluate(suggest.if_) is not True:
+        if suggest.condition is not None and evaluate(suggest.condition) is not True:
             continue
         action_id = f"{finding_id}-{len(actions) + 1}"
         if suggest.set is None:
@@ -223,7 +223,7 @@ def _change(
     costs = _keep_batch(parameter, old, wanted, also, context)
     spec = PARAMETERS.get(parameter, Parameter("string"))
     apply, note = how_to_apply(parameter, context)
-    if apply == "live" and (suggest.restart == "required" or any(how_to_apply(name, context)[0] != "live" for name in also)):
+    if apply == "live" and any(how_to_apply(name, context)[0] != "live" for name in also):
         apply, note = "restart", None
     predicts = {signal: number(evaluate(expr)) for signal, expr in suggest.predicts.items()}
     return Action.model_validate(

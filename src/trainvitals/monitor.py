@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from trainvitals._version import __version__
 from trainvitals.bus import SignalBus
-from trainvitals.events import CATALOGUE, Applied, Boundary, BoundaryKind, Frame, Item, RunEnd, RunStart, SignalSpec, split_label
+from trainvitals.events import CATALOGUE, Applied, Boundary, BoundaryKind, Frame, Item, RunEnd, RunStart, SignalSpec
 from trainvitals.findings import SEVERITIES, CoverageRecord, Finding, Record, RuleCoverage, RuleRef, RunEndRecord, Verdict
 from trainvitals.sinks.console import ConsoleSink
 from trainvitals.sinks.encode import one_line, rfc3339, safe_scalars
@@ -176,7 +176,13 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, JSON-able; save it with the checkpoint."""
         run_id = "" if self.run is None else self.run.run_id
-        return {"version": STATE_VERSION, "engine": self.engine.state_dict(), "seq": self._recorder.seq, "run": run_id, "step": self.step}
+        return {
+            "version": STATE_VERSION,
+            "engine": self.engine.state_dict(),
+            "seq": self._recorder.seq,
+            "run": run_id,
+            "step": self.step,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; call it before the first event. A state of another version is not used, with a notice."""
@@ -249,11 +255,7 @@ class Monitor:
             from trainvitals.names import Mapper
 
             self._mapper = Mapper(None if self.run is None or self.run.trainer == "unknown" else self.run.trainer)
-        signals = {key: value for key, value in metrics.items() if "." in key and split_label(key)[0] in self.catalogue}
-        raw = {key: value for key, value in metrics.items() if key not in signals} if signals else metrics
-        frame: Frame = self._mapper.frame(raw, step=int(step), phase=phase, time=time)
-        for key, value in signals.items():
-            frame.values[key] = _number(value)
+        frame: Frame = self._mapper.frame(metrics, step=int(step), phase=phase, time=time)
         self.unknown_metrics = self._mapper.unknown
         self._publish(frame)
 
@@ -262,8 +264,9 @@ class Monitor:
             self._notice("the saved state is of another version of trainvitals; baselines start anew.")
         else:
             self.engine.load_state_dict(state["engine"])
-            self._recorder.seq = int(state["seq"])
-        self._recorder.resumed_from = int(state.get("step", 0))
+            self._recorder.seq = max(self._recorder.seq, int(state["seq"]))
+        if self._recorder.resumed_from is None:
+            self._recorder.resumed_from = int(state.get("step", 0))
 
     def _observe(self, item: Any) -> None:
         if isinstance(item, Record):
@@ -341,7 +344,9 @@ class Monitor:
         if where in self._reported:
             return
         self._reported.add(where)
-        text = one_line(f"trainvitals: {where} failed with {type(error).__name__}: {error}. It is off for this run; training goes on.")
+        text = one_line(
+            f"trainvitals: {where} failed with {type(error).__name__}: {error}. It is off for this run; training goes on."
+        )
         self._notice(text.removeprefix("trainvitals: "))
         if where == "recorder":
             return  # there is nobody left to write it down
@@ -376,13 +381,6 @@ def _env_int(name: str, default: int) -> int:
         return int(os.environ.get(name, default))
     except ValueError:
         return default
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return float("nan")
 
 
 def _status_of(error: BaseException | None) -> Status:

@@ -80,7 +80,7 @@ class Ours:
         from trainvitals.bus import SignalBus
         from trainvitals.engine import Engine
         from trainvitals.names import Mapper
-        from trainvitals.rulelang import load_rules
+        from trainvitals.rulelang.loader import load_rules
 
         self.mapper = Mapper("grpo")
         self.engine = Engine(load_rules())

@@ -15,8 +15,8 @@ _KINDS = {
     "distillation": "distillation", "asyncdistillation": "distillation", "sdft": "sdft", "sdpo": "sdpo", "gmpo": "grpo",
     "minillm": "grpo", "gfpo": "grpo", "nashmd": "online_dpo", "xpo": "online_dpo",
 }  # fmt: skip
-_SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
-_NOT_SECRET = re.compile(r"tokens|token_id|_token$|tokenizer|token_level|max_token|pad_token|eos_token")
+_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)$", re.IGNORECASE)
+_NOT_SECRET = re.compile(r"^(pad|eos|bos|unk|sep|cls|mask|think_end)_token$")
 
 GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram", "device.")))
 """Signals that need a CUDA device."""

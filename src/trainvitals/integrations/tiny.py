@@ -8,6 +8,7 @@ less than 0.1 s on one CPU core.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from random import Random
@@ -54,6 +55,7 @@ _WORDS = [
 ]
 VOWELS = frozenset("aeiouAEIOU")
 Reward = Callable[..., list[float]]
+_POLICIES: dict[tuple[int, int], Any] = {}
 
 
 def questions(count: int = 64) -> list[str]:
@@ -186,6 +188,14 @@ def arguments(output_dir: str, **changes: Any) -> dict[str, Any]:
     return {**base, **changes}
 
 
+def policy(vocabulary: PreTrainedTokenizerFast, *, seed: int = 0) -> Any:
+    """A pretrained model, made once per process and seed and copied from then on."""
+    key = (len(vocabulary), seed)
+    if key not in _POLICIES:
+        _POLICIES[key] = pretrain(model(vocabulary, seed=seed), vocabulary, seed=seed)
+    return copy.deepcopy(_POLICIES[key])
+
+
 def grpo(output_dir: str, *, reward: Reward | list[Reward] = vowels, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
     """A `trl.GRPOTrainer` on the vowel task, ready to train.
 
@@ -200,7 +210,7 @@ def grpo(output_dir: str, *, reward: Reward | list[Reward] = vowels, callbacks: 
     vocabulary = tokenizer()
     settings = {"num_generations": 8, "per_device_train_batch_size": 32, "max_completion_length": 16, "temperature": 1.0, **changes}
     return GRPOTrainer(
-        model=pretrain(model(vocabulary), vocabulary),
+        model=policy(vocabulary),
         reward_funcs=reward,
         args=GRPOConfig(**arguments(output_dir, **settings)),
         train_dataset=prompts(),
@@ -214,10 +224,12 @@ def sft(output_dir: str, *, callbacks: Sequence[Any] = (), **changes: Any) -> An
     from trl import SFTConfig, SFTTrainer
 
     vocabulary = tokenizer()
+    settings = arguments(output_dir, max_length=64, **changes)
     return SFTTrainer(
         model=model(vocabulary),
-        args=SFTConfig(**arguments(output_dir, max_length=64, **changes)),
+        args=SFTConfig(**settings),
         train_dataset=dialogues(),
+        eval_dataset=dialogues(8) if settings.get("eval_strategy", "no") != "no" else None,
         processing_class=vocabulary,
         callbacks=list(callbacks),
     )

@@ -18,11 +18,13 @@ def safe_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if len(kept) >= _MAX_KEYS:
             break
-        if value is None or isinstance(value, (bool, int, float)):
-            kept[str(name)] = value
-        elif isinstance(value, str) and len(value) <= _MAX_TEXT and not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value):
+        if value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and _harmless(str(name), value)):
             kept[str(name)] = value
     return kept
+
+
+def _harmless(name: str, value: str) -> bool:
+    return len(value) <= _MAX_TEXT and not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
 
 
 def _number(config: Mapping[str, Any], name: str) -> float | None:

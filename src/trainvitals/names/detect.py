@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _BASE = frozenset(
-    "loss grad_norm learning_rate epoch train_runtime train_loss train_samples_per_second train_steps_per_second total_flos".split()
+    {"loss", "grad_norm", "learning_rate", "epoch", "train_runtime", "train_loss", "train_samples_per_second", "total_flos"}
 )
 
 

@@ -73,7 +73,7 @@ def number(value: Any) -> float | None:
     """
     if value is None:
         return math.nan
-    if isinstance(value, (list, tuple, dict, bytes, bytearray)) or getattr(value, "ndim", 0):
+    if isinstance(value, (list, tuple, dict, bytes, bytearray)) or bool(getattr(value, "ndim", False)):
         return None
     if isinstance(value, str) and "_" in value:
         return None  # float("1_0") is 10

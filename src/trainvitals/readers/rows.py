@@ -7,10 +7,22 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from trainvitals.events import Boundary, Frame, Item, RunEnd, RunStart, split_label
-from trainvitals.names import BOOKKEEPING, STEP_KEYS, TIME_KEYS, Mapper, config_signals, is_summary, leftover, number, planned_steps, safe_config
+from trainvitals.names import (
+    BOOKKEEPING,
+    STEP_KEYS,
+    TIME_KEYS,
+    Mapper,
+    config_signals,
+    is_summary,
+    leftover,
+    number,
+    planned_steps,
+    safe_config,
+)
 from trainvitals.readers.source import InputError
 
 Status = Literal["completed", "interrupted", "failed", "killed"]
@@ -94,7 +106,7 @@ def make_row(record: Mapping[str, Any], line: int | None) -> Row:
             del metrics[nested]
             metrics.update({str(key): value for key, value in inner.items()})
     step = next((found for key in STEP_KEYS if (found := as_step(metrics.get(key))) is not None), None)
-    time = next((found for key in TIME_KEYS if (found := as_time(metrics.get(key))) is not None), None)
+    time = next((moment for key in TIME_KEYS if (moment := as_time(metrics.get(key))) is not None), None)
     return Row(metrics, line, step, time)
 
 
@@ -143,7 +155,7 @@ def _declared_total(rows: Sequence[Row]) -> int | None:
     return next((found for key in ("total_steps", "max_steps") if (found := as_step(rows[0].metrics.get(key)))), None)
 
 
-def _is_eval(row: Row) -> bool:
+def is_eval(row: Row) -> bool:
     """Whether every metric that has a value carries an evaluation prefix."""
     names = [name for name, value in row.metrics.items() if value is not None and name not in BOOKKEEPING and name not in ("epoch", "train/epoch")]
     return bool(names) and all(name.removeprefix("train/").startswith(("eval_", "eval/")) for name in names)
@@ -157,13 +169,13 @@ def _nulls(log: Log) -> None:
     """
     columns = tuple(log.rows[0].metrics)
     table = len(log.rows) > 1 and all(tuple(row.metrics) == columns for row in log.rows)
-    if table and any(_is_eval(row) or is_summary({k: v for k, v in row.metrics.items() if v is not None}) for row in log.rows):
+    if table and any(is_eval(row) or is_summary({k: v for k, v in row.metrics.items() if v is not None}) for row in log.rows):
         log.notes.append("every row has every column: null cells read as not logged")
         numeric: set[str] | None = None
     else:
         numeric = set()
     for row in log.rows:
-        if numeric is None or _is_eval(row):
+        if numeric is None or is_eval(row):
             row.metrics = {name: value for name, value in row.metrics.items() if value is not None}
             continue
         empty = [name for name, value in row.metrics.items() if value is None]
@@ -187,7 +199,7 @@ def _steps(log: Log) -> None:
     every = config_signals(log.config).get("run.logging_every", 1.0)
     step = 0
     for row in log.rows:
-        if not _is_eval(row) and (not is_summary(row.metrics) or leftover(row.metrics)):
+        if not is_eval(row) and (not is_summary(row.metrics) or leftover(row.metrics)):
             step += int(every)
         row.step = step
     log.notes.append(f"no row has a step: inferred from the order, {int(every)} update{'s' if every > 1 else ''} per row")
@@ -233,7 +245,7 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
             groups.append([row])
             continue
         group = groups[-1]
-        twin = next((other for other in group if _is_eval(other) == _is_eval(row)), None)
+        twin = next((other for other in group if is_eval(other) == is_eval(row)), None)
         if twin is None:
             group.append(row)
         else:
@@ -246,7 +258,7 @@ def _frames(groups: Sequence[Sequence[Row]], mapper: Mapper) -> list[Frame]:
     """Frames of every step: evaluations first, so that the training row closes the update with all of it known."""
     frames = []
     for group in groups:
-        ordered = sorted(group, key=lambda row: not _is_eval(row))
+        ordered = sorted(group, key=lambda row: not is_eval(row))
         for place, row in enumerate(ordered):
             frames.append(mapper.frame(row.metrics, step=row.step or 0, time=row.time, closes=place == len(ordered) - 1))
     return frames
@@ -255,5 +267,5 @@ def _frames(groups: Sequence[Sequence[Row]], mapper: Mapper) -> list[Frame]:
 def _interval(frames: Sequence[Frame]) -> float | None:
     """Updates per training row: the most frequent distance of steps; None with fewer than two rows."""
     steps = [frame.step for frame in frames if frame.phase == "train" and frame.values]
-    gaps = Counter(after - before for before, after in zip(steps, steps[1:], strict=False) if after > before)
+    gaps = Counter(after - before for before, after in pairwise(steps) if after > before)
     return float(gaps.most_common(1)[0][0]) if gaps else None

@@ -63,11 +63,7 @@ def decode(data: bytes, path: str) -> str:
         data = _unpack(data, path)
     if not data.strip():
         raise InputError("the file is empty", path, hint="nothing was logged yet, or the wrong file")
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if data.startswith(mark):
-            break
-    else:
-        encoding = "utf-8"
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"  # -sig: with or without a mark
     text = data.decode(encoding, errors="replace")
     sample = text[:65536]
     junk = len(_CONTROL.findall(sample)) + sample.count("�")

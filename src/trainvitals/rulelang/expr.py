@@ -263,7 +263,7 @@ def parse(text: str, where: Where) -> Expr:
     if builder.problems:
         raise RuleError(builder.problems)
     assert root is not None
-    return Expr(flat.strip(), root, where, size=builder.count, depth=builder.deepest)
+    return Expr(flat, root, where, size=builder.count, depth=builder.deepest)
 
 
 def _syntax_hint(error: SyntaxError, flat: str) -> str:

@@ -49,7 +49,13 @@ class Recorder:
     """
 
     def __init__(
-        self, *, version: str = "", rules_digest: str = "", record_signals: bool = True, first_seq: int = 0, resumed_from: int | None = None
+        self,
+        *,
+        version: str = "",
+        rules_digest: str = "",
+        record_signals: bool = True,
+        first_seq: int = 0,
+        resumed_from: int | None = None,
     ) -> None:
         self.seq = first_seq
         self.run = ""
@@ -68,7 +74,9 @@ class Recorder:
             self._record(item)
         elif isinstance(item, RunStart):
             self.run, self.rank = item.run_id, item.rank
-            self._record(run_start_record(item, version=self._version, rules_digest=self._rules_digest, resumed_from=self.resumed_from))
+            self._record(
+                run_start_record(item, version=self._version, rules_digest=self._rules_digest, resumed_from=self.resumed_from)
+            )
         elif isinstance(item, Boundary):
             self._signal(item.step, "boundary", item.time, {"what": item.what, "detail": safe_scalars(item.detail)})
         elif isinstance(item, Tick):
@@ -137,10 +145,20 @@ class Recorder:
 
     def _applied(self, item: Applied) -> None:
         name = str(item.parameter)
-        old, new = (None if is_secret(name, value) else safe_scalars({"value": value}).get("value") for value in (item.old, item.new))
+        old, new = (
+            None if is_secret(name, value) else safe_scalars({"value": value}).get("value") for value in (item.old, item.new)
+        )
         self._signal(item.step, "applied", item.time, {"detail": {"parameter": name, "old": old, "new": new}})
         changed = ActionRecord.model_validate(
-            {"ts": rfc3339(item.time), "run": self.run, "rank": self.rank, "step": int(item.step), "parameter": name, "from": old, "to": new}
+            {
+                "ts": rfc3339(item.time),
+                "run": self.run,
+                "rank": self.rank,
+                "step": int(item.step),
+                "parameter": name,
+                "from": old,
+                "to": new,
+            }
         )
         self._record(changed)
 

@@ -1,0 +1,118 @@
+"""``trainvitals rules``: list, check, test and mutate rules."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainvitals.cli import UserError
+from trainvitals.sinks.encode import dumps, one_line
+
+if TYPE_CHECKING:
+    from trainvitals.rulelang.loader import RuleSet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this command and its parts."""
+    from trainvitals.cli.common import add_rule_arguments
+
+    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    listing = parts.add_parser("list", help="the rules in force")
+    listing.add_argument("-f", "--format", choices=("text", "json"), default="text")
+    add_rule_arguments(listing)
+    for name, text in (
+        ("check", "look for mistakes in rule files"),
+        ("test", "run the cases of <rule>.test.yaml"),
+        ("mutate", "change the rules a little and see whether their tests notice"),
+    ):
+        part = parts.add_parser(name, help=text)
+        part.add_argument("paths", nargs="*", metavar="PATH", help="rule files or folders; default: the built-in rules")
+        part.add_argument("-v", "--verbose", action="store_true", help="also name what passed")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do the part."""
+    if options.part == "list":
+        return _list(options)
+    paths = _paths(options.paths)
+    if options.part == "check":
+        return _check(paths)
+    return _test(paths, options.verbose) if options.part == "test" else _mutate(paths, options.verbose)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from trainvitals.cli.common import load_ruleset
+
+    for rule in sorted(load_ruleset(options).rules, key=lambda rule: rule.code):
+        if options.format == "json":
+            row = {
+                "id": rule.id, "code": rule.code, "version": rule.version, "status": rule.status, "severity": rule.severity,
+                "category": rule.category, "title": rule.title, "trainers": list(rule.trainers), "disabled": rule.disabled, "source": rule.source,
+            }  # fmt: skip
+            print(dumps(row).decode())
+        else:
+            off = f" [off: {rule.disabled}]" if rule.disabled else ""
+            print(one_line(f"{rule.code:7} {rule.id:30} {rule.severity:8} {rule.category:18} {rule.title}{off}"))
+    return 0
+
+
+def _paths(given: list[str]) -> list[Path]:
+    from trainvitals.cli.common import rules_folder
+
+    if not given:
+        return [folder for folder in (rules_folder() / "stable", rules_folder() / "experimental") if folder.is_dir()]
+    paths = [Path(path) for path in given]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder", "give a rule file (*.yaml) or a folder of rule files")
+    return paths
+
+
+def _load(paths: list[Path]) -> RuleSet:
+    from trainvitals.cli.common import rule_problems
+    from trainvitals.rulelang.errors import RuleError
+    from trainvitals.rulelang.loader import load_rules
+
+    try:
+        return load_rules(paths, enable=["experimental"])
+    except RuleError as error:
+        raise rule_problems(error) from None
+
+
+def _check(paths: list[Path]) -> int:
+    ruleset = _load(paths)
+    if not ruleset.rules:
+        raise UserError(f"no rule in {', '.join(map(str, paths))}", "rule files end in .yaml; see trainvitals schema rule")
+    print(f"{len(ruleset.rules)} rules, no problems")
+    return 0
+
+
+def _test(paths: list[Path], verbose: bool) -> int:
+    from trainvitals import testing
+
+    _load(paths)  # a broken rule is told with its place, not as a failed test
+    results: list[Any] = testing.run_tests(paths)
+    failed = [result for result in results if not result.passed]
+    for result in results:
+        if not result.passed:
+            print(one_line(f"FAIL {result.rule}: {result.case}: {result.reason}", 2000))
+        elif verbose:
+            print(one_line(f"ok   {result.rule}: {result.case}"))
+    print(f"{len(results) - len(failed)} cases passed, {len(failed)} failed")
+    return 1 if failed or not results else 0
+
+
+def _mutate(paths: list[Path], verbose: bool) -> int:
+    from trainvitals.rulelang import mutate
+
+    _load(paths)
+    results: list[Any] = mutate.run(paths)
+    survived = [result for result in results if not result.killed]
+    for result in results:
+        if not result.killed:
+            print(one_line(f"SURVIVED {result.rule}: {result.change}", 2000))
+        elif verbose:
+            print(one_line(f"killed   {result.rule}: {result.change}"))
+    print(f"{len(results) - len(survived)} of {len(results)} mutants killed")
+    return 1 if survived or not results else 0

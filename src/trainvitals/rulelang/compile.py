@@ -1,0 +1,434 @@
+"""Binding: an expression, a run's configuration and a store of samples become a function without arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from trainvitals.events import labelled
+from trainvitals.rulelang import expr as ex
+from trainvitals.rulelang.expr import Expr, Node
+from trainvitals.rulelang.functions import FUNCTIONS
+from trainvitals.rulelang.generate import generate
+from trainvitals.rulelang.kleene import (
+    UNKNOWN,
+    Absent,
+    Arithmetic,
+    Choice,
+    Comparison,
+    Const,
+    Inverse,
+    Junction,
+    Math,
+    Negative,
+    Read,
+    Value,
+    canonical,
+    evaluate,
+    kind_of,
+    parts,
+)
+from trainvitals.rulelang.kleene import Bound as Tree
+from trainvitals.rulelang.windows import Series, Store
+from trainvitals.rulelang.windows_series import Axis
+
+if TYPE_CHECKING:
+    from trainvitals.findings import Term
+
+RUN_NAMES = ("step", "progress", "total_steps", "trainer", "framework", "world_size", "phase", "logging_every")
+
+
+class RuleStatus(Protocol):
+    """What rule functions ask about another rule; the engine provides it."""
+
+    firing: bool
+    firing_since: int | None
+    last_fired: int | None
+
+
+@dataclass(slots=True)
+class RunInfo:
+    """What ``run.X`` gives; None is unknown. ``phase`` may change during the run, the rest is fixed when rules are bound."""
+
+    trainer: str = "unknown"
+    framework: str = "unknown"
+    world_size: int | None = None
+    total_steps: int | None = None
+    logging_every: float | None = None
+    phase: str = "train"
+
+
+class Bound:
+    """An expression bound to a run. Calling it gives its value now; None is unknown.
+
+    Attributes:
+        expr: The expression.
+        status: ``full``; ``degraded`` when a term that can never be known was left out; ``inactive`` when nothing is left.
+        missing: Absent signals that it reads, sorted.
+        signals: Signals that it still reads.
+    """
+
+    __slots__ = ("_binder", "_context", "_tree", "expr", "missing", "read", "signals", "status")
+
+    def __init__(self, expr: Expr, tree: Tree, binder: Binder, context: _Context) -> None:
+        self.expr = expr
+        self._tree = tree
+        self._binder = binder
+        self._context = context
+        self.missing: tuple[str, ...] = tuple(sorted(context.missing))
+        self.signals: frozenset[str] = frozenset(context.signals)
+        inactive = isinstance(tree, Absent)
+        self.status: Literal["full", "degraded", "inactive"] = "inactive" if inactive else "degraded" if context.pruned else "full"
+        self.read: Callable[[], Value] = generate(tree)
+
+    def __call__(self) -> Value:
+        """The value now. In a hot loop call ``bound.read`` itself, which saves one call."""
+        return self.read()
+
+    def slow(self) -> Value:
+        """The same value by walking the tree."""
+        return evaluate(self._tree)
+
+    @property
+    def constant(self) -> bool:
+        """Whether the value is the same for the whole run."""
+        return isinstance(self._tree, Const)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Windows of it that can never be decided because they are shorter than three observed cadences."""
+        own = {part.text for part in parts(self._tree) if isinstance(part, Read)}
+        return tuple(
+            f"{key} is shorter than three samples, one comes every {cadence:g}; needs one every {length / 3:.3g} or less"
+            for key, length, cadence in self._binder.store.too_coarse()
+            if key in own
+        )
+
+    def explain(self) -> list[Term]:
+        """Its `let` names and comparisons with their values now: the evidence of a finding."""
+        from trainvitals.rulelang.explain import explain
+
+        return explain(self.expr, self._binder, self._context)
+
+
+class _Context:
+    """What one binding knows beside the run."""
+
+    def __init__(self, params: Mapping[str, float], lets: Mapping[str, Expr], label: tuple[str, str] | None, origins: Mapping[str, str]) -> None:
+        self.params = params
+        self.lets = lets
+        self.label = label
+        self.origins = origins
+        self.resolved: dict[str, Tree] = {}
+        self.missing: set[str] = set()
+        self.signals: set[str] = set()
+        self.pruned = False
+
+
+class Binder:
+    """Binds checked expressions to one run.
+
+    Args:
+        store: Samples and windows.
+        config: Training configuration under native names.
+        run: Facts about the run.
+        absent: Signals that this run never emits.
+        rules: Status of every rule by id, for ``firing("id")`` and its like; looked up at every evaluation.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        config: Mapping[str, Any],
+        run: RunInfo,
+        absent: frozenset[str] = frozenset(),
+        rules: Mapping[str, RuleStatus] | None = None,
+    ) -> None:
+        self.store = store
+        self.config = config
+        self.run = run
+        self.absent = absent
+        self.rules: Mapping[str, RuleStatus] = rules if rules is not None else {}
+        if run.logging_every:
+            store.clock.every = float(run.logging_every)
+
+    def bind(
+        self,
+        expr: Expr,
+        params: Mapping[str, float] | None = None,
+        lets: Mapping[str, Expr] | None = None,
+        label: tuple[str, str] | None = None,
+        *,
+        origins: Mapping[str, str] | None = None,
+    ) -> Bound:
+        """Bind one expression.
+
+        Args:
+            expr: From `parse` and `check`.
+            params: Values of the rule's parameters.
+            lets: The rule's `let` expressions by name.
+            label: Label and value of the instance, for rules with ``for_each``.
+            origins: Where parameter values come from, for evidence; by default ``params.<name>``.
+        """
+        context = _Context(params or {}, lets or {}, label, origins or {})
+        return Bound(expr, self.resolve(expr.root, context), self, context)
+
+    def resolve(self, node: Node, context: _Context) -> Tree:
+        """The bound tree of a node: names put in place, constants folded, absent signals pruned."""
+        match node:
+            case ex.Num(value) | ex.Flag(value) | ex.Text(value):
+                return Const(value)
+            case ex.Name():
+                return self._name(node.name, context)
+            case ex.Negate(operand):
+                return fold(Negative(number(self.resolve(operand, context))))
+            case ex.Binary(op, left, right):
+                return fold(Arithmetic(op, number(self.resolve(left, context)), number(self.resolve(right, context))))
+            case ex.Compare(op, left, right):
+                return comparison(op, self.resolve(left, context), self.resolve(right, context))
+            case ex.Logic(op, terms):
+                return self._junction(op, [truth(self.resolve(term, context)) for term in terms], context)
+            case ex.Not(operand):
+                return fold(Inverse(truth(self.resolve(operand, context))))
+            case ex.If(condition, then, other):
+                return choice(truth(self.resolve(condition, context)), self.resolve(then, context), self.resolve(other, context))
+            case ex.Call():
+                return self._call(node, context)
+
+    def _name(self, name: str, context: _Context) -> Tree:
+        if name in context.lets:
+            if name not in context.resolved:
+                context.resolved[name] = self.resolve(context.lets[name].root, context)
+            return context.resolved[name]
+        if name in context.params:
+            return constant(context.params[name])
+        family, _, rest = name.partition(".")
+        if family == "config":
+            return constant(self.config.get(rest))
+        if family == "run" and rest in RUN_NAMES:
+            return self._run(rest)
+        series = self._signal(name, context)
+        if isinstance(series, Absent):
+            return series
+        return Read(series.key, series.now, "number", 1.0, (series,))
+
+    def _run(self, name: str) -> Tree:
+        clock, run = self.store.clock, self.run
+        if name == "step":
+            return Read("run.step", lambda: clock.step, "number", 1.0)
+        if name == "phase":
+            return Read("run.phase", lambda: run.phase, "string", 1.0)
+        if name == "progress":
+            total = run.total_steps
+            return Read("run.progress", lambda: min(1.0, clock.step / total), "number", 1.0) if total else UNKNOWN
+        return constant(getattr(run, name))
+
+    def _signal(self, name: str, context: _Context) -> Series | Absent:
+        if name in self.absent:
+            context.missing.add(name)
+            return Absent((name,))
+        context.signals.add(name)
+        spec = self.store.catalogue.get(name)
+        if spec is not None and spec.label is not None and context.label is not None and spec.label == context.label[0]:
+            return self.store.series(labelled(name, *context.label))
+        return self.store.series(name)
+
+    def _junction(self, op: str, terms: list[Tree], context: _Context) -> Tree:
+        """Absent terms of ``or`` are left out; an absent term makes ``and`` absent."""
+        absent = [term for term in terms if isinstance(term, Absent)]
+        if absent and (op == "and" or len(absent) == len(terms)):
+            if op == "and" and any(term == Const(False) for term in terms):
+                return Const(False)
+            return joined(absent)
+        if absent:
+            context.pruned = True
+        return junction_of(op, [term for term in terms if not isinstance(term, Absent)])
+
+    def _call(self, node: ex.Call, context: _Context) -> Tree:
+        function = FUNCTIONS[node.function]
+        match function.family:
+            case "math":
+                return fold(Math(node.function, tuple(number(self.resolve(argument, context)) for argument in node.args)))
+            case "window" | "reference":
+                return self._window(node, context)
+            case "rule":
+                return self._rule(node, context)
+            case "time" if node.function != "age":
+                what = argument_text(node.args[0])
+                ask = self.store.updates_since if node.function == "updates_since" else self.store.seconds_since
+                return Read(f"{node.function}({what})", lambda: ask(what), "number", 2.0)
+            case _:
+                return self._presence(node, context)
+
+    def _presence(self, node: ex.Call, context: _Context) -> Tree:
+        name = argument_text(node.args[0])
+        series = self._signal(name, context)
+        if isinstance(series, Absent):
+            return Const(False) if node.function == "has" else series
+        clock = self.store.clock
+        text = f"{node.function}({series.key})"
+        if node.function == "has":
+            return Read(text, lambda: bool(series.xs) and series.fresh(), "bool", 2.0, (series,))
+        if node.function == "age":
+            return Read(text, lambda: float(clock.step - series.steps[-1]) if series.steps else None, "number", 2.0)
+        if node.function == "is_finite":
+            return Read(text, lambda: None if not series.xs and series.bad_at < 0 else series.bad_at != series.total, "bool", 2.0, (series,))
+        updates = self._constant(node.keyword("updates"), context)
+        return Read(f"{node.function}({series.key}, updates={updates:g})", lambda: series.bad_within(updates), "number", 2.0)
+
+    def _constant(self, node: Node | None, context: _Context, default: float = 0.0) -> float:
+        """Number of a literal or parameter."""
+        if node is None:
+            return default
+        tree = self.resolve(node, context)
+        if isinstance(tree, Const) and isinstance(tree.value, int | float):
+            return float(tree.value)
+        msg = f"not a constant: {node!r}"
+        raise ValueError(msg)
+
+    def _window(self, node: ex.Call, context: _Context) -> Tree:
+        inner = self.resolve(node.args[0], context)
+        if isinstance(inner, Absent):
+            return inner
+        inner = truth(inner) if node.function == "share_true" else number(inner)
+        axis: Axis = next(axis for axis in ("updates", "points", "tokens", "seconds") if node.keyword(axis) is not None)  # type: ignore[assignment]
+        length = self._constant(node.keyword(axis), context)
+        q = self._constant(node.args[1], context) if len(node.args) > 1 else 0.5
+        window = self.store.window(node.function, self._source(inner), axis, length, q=q, skip=self._constant(node.keyword("skip"), context))
+        return Read(window.key, window.value, "number", 3.0, (window.series,))
+
+    def _source(self, tree: Tree) -> Series:
+        """The series of a signal, or one derived from an expression."""
+        if isinstance(tree, Read) and len(tree.series) == 1 and tree.text == tree.series[0].key:
+            return tree.series[0]
+        inputs: list[Series] = []
+        for part in parts(tree):
+            if isinstance(part, Read):
+                if not part.series:
+                    inputs = []
+                    break
+                inputs += [series for series in part.series if series not in inputs]
+        read: Callable[[], Any] = generate(tree)
+        return self.store.derived(canonical(tree), read, inputs)
+
+    def _rule(self, node: ex.Call, context: _Context) -> Tree:
+        ids = [argument_text(argument) for argument in node.args]
+        within = self._constant(node.keyword("updates"), context)
+        rules, clock = self.rules, self.store.clock
+        text = f"{node.function}({', '.join(map(repr, ids))}, {within:g})"
+        first = ids[0]
+
+        def firing() -> Value:
+            status = rules.get(first)
+            return None if status is None else status.firing
+
+        def firing_for() -> Value:
+            status = rules.get(first)
+            if status is None:
+                return None
+            return float(clock.step - status.firing_since) if status.firing and status.firing_since is not None else 0.0
+
+        def fired_within() -> Value:
+            status = rules.get(first)
+            if status is None:
+                return None
+            return status.firing or (status.last_fired is not None and clock.step - status.last_fired < within)
+
+        def ordered() -> Value:
+            one, other = rules.get(first), rules.get(ids[-1])
+            if one is None or other is None:
+                return None
+            if one.last_fired is None or other.last_fired is None:
+                return False
+            return 0 <= other.last_fired - one.last_fired <= within
+
+        read = {"firing": firing, "firing_for": firing_for, "fired_within": fired_within, "ordered": ordered}[node.function]
+        return Read(text, read, FUNCTIONS[node.function].kind, 1.0)
+
+
+def argument_text(node: Node) -> str:
+    """The name or string that a function was given."""
+    return node.name if isinstance(node, ex.Name) else node.value if isinstance(node, ex.Text) else ""
+
+
+def constant(value: object) -> Const:
+    """A configuration value or parameter as a constant; what is no number, bool or string is unknown."""
+    if isinstance(value, bool | str):
+        return Const(value)
+    if isinstance(value, int | float) and abs(value) < ex.MAX_NUMBER:
+        return Const(float(value))
+    return UNKNOWN
+
+
+def joined(trees: Sequence[Tree]) -> Absent:
+    """All that several absent trees lack."""
+    return Absent(tuple(sorted({name for tree in trees if isinstance(tree, Absent) for name in tree.signals})))
+
+
+def number(tree: Tree) -> Tree:
+    """The tree where a number is needed; a value of another type is unknown."""
+    return tree if isinstance(tree, Absent) or kind_of(tree) in ("number", "any") else UNKNOWN
+
+
+def truth(tree: Tree) -> Tree:
+    """The tree where a condition is needed; a value of another type is unknown."""
+    return tree if isinstance(tree, Absent) or kind_of(tree) in ("bool", "any") else UNKNOWN
+
+
+def fold(tree: Tree) -> Tree:
+    """Absent if a direct part is absent, a constant if all are constant, else the tree."""
+    below: tuple[Tree, ...]
+    match tree:
+        case Negative(operand) | Inverse(operand):
+            below = (operand,)
+        case Arithmetic(_, left, right) | Comparison(_, left, right):
+            below = (left, right)
+        case Math(_, args):
+            below = args
+        case _:
+            return tree
+    if any(isinstance(part, Absent) for part in below):
+        return joined(below)
+    if all(isinstance(part, Const) for part in below):
+        return Const(evaluate(tree))
+    return UNKNOWN if any(part == UNKNOWN for part in below) else tree
+
+
+def comparison(op: str, left: Tree, right: Tree) -> Tree:
+    """A comparison; unknown when the types do not fit."""
+    tree = Comparison(op, left, right)
+    if isinstance(left, Absent) or isinstance(right, Absent):
+        return fold(tree)
+    one, other = kind_of(left), kind_of(right)
+    if "any" not in (one, other) and (one != other or (op not in ("==", "!=") and one != "number")):
+        return UNKNOWN
+    return fold(tree)
+
+
+def junction_of(op: str, terms: list[Tree]) -> Tree:
+    """``and``/``or`` with constants folded."""
+    decider = op == "or"
+    if any(isinstance(term, Const) and term.value is decider for term in terms):
+        return Const(decider)
+    left = [term for term in terms if not (isinstance(term, Const) and term.value is (not decider))]
+    if not left:
+        return Const(not decider)
+    if len(left) == 1 and (kind_of(left[0]) == "bool" or isinstance(left[0], Const)):
+        return left[0]
+    if all(isinstance(term, Const) for term in left):
+        return UNKNOWN
+    return Junction(op, tuple(left))
+
+
+def choice(condition: Tree, then: Tree, other: Tree) -> Tree:
+    """``then if condition else other`` with constants folded; branches of different types are unknown."""
+    if isinstance(condition, Absent):
+        return condition
+    if isinstance(condition, Const):
+        return UNKNOWN if condition.value is None else then if condition.value else other
+    if isinstance(then, Absent) or isinstance(other, Absent):
+        return joined((then, other))
+    kinds = {kind_of(then), kind_of(other)} - {"any"}
+    return Choice(condition, then, other) if len(kinds) == 1 else UNKNOWN

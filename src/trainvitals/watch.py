@@ -1,0 +1,190 @@
+"""A rule bound to one run: `Watched` per rule, `Watch` per instance of it (one per label value with ``for_each``)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from trainvitals.rule_state import Life
+from trainvitals.rulelang.compile import Binder, Bound
+from trainvitals.rulelang.expr import Expr
+from trainvitals.rulelang.model import Rule, Sustain, Value
+
+MAX_INSTANCES = 64
+"""Label values that one rule watches; more are counted and reported, not watched."""
+
+BLANK_UPDATES = 5
+"""Updates for which rules look away after a legal jump (notes/pathologies.md section 3, universal suppressors)."""
+BLANK_AFTER = frozenset({"resume", "ref_sync", "schedule_change", "config_change"})
+BLANKED_CATEGORIES = frozenset({"collapse", "over-optimization", "ood-drift", "data"})
+"""Only statistical rules look away: a NaN, a stall or a full memory is never a legal jump."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class Status:
+    """What rule functions (``firing("id")``) see of a rule; satisfies `compile.RuleStatus`."""
+
+    __slots__ = ("firing", "firing_since", "last_fired")
+
+    def __init__(self) -> None:
+        self.firing = False
+        self.firing_since: int | None = None
+        self.last_fired: int | None = None
+
+
+class Watch:
+    """One instance of a rule.
+
+    Attributes:
+        calm: Copy of ``life.quiet`` for the fast path: another false value changes nothing.
+        finding_id: Id of the open record; None when nothing is open on the record.
+        suppressed_by: Rule that hides the open record.
+        hold_until: Step until which an opening waits for a pending cause to open first.
+        count: Records of state firing in this episode, repeats included.
+        said_at: Step of the newest record of this episode.
+        next_time: Ticks before this time are skipped (rules with a clock).
+    """
+
+    __slots__ = (
+        "bounds", "calm", "clear", "count", "finding_id", "hold_until", "label", "life", "next_time", "owner", "read",
+        "said_at", "suppressed_by", "unless", "warm_until", "when",
+    )  # fmt: skip
+
+    def __init__(self, owner: Watched, label: tuple[str, str] | None, warm_until: int) -> None:
+        rule = owner.rule
+        ending = rule.clear_sustain or Sustain(rule.sustain.of, rule.sustain.of)
+        self.owner = owner
+        self.label = label
+        self.life = Life(rule.sustain.hits, rule.sustain.of, ending.hits, ending.of)
+        self.warm_until = warm_until
+        self.calm = True
+        self.finding_id: str | None = None
+        self.suppressed_by: str | None = None
+        self.hold_until: int | None = None
+        self.count = 0
+        self.said_at = 0
+        self.next_time = float("-inf")
+        self.bounds: dict[int, Bound] = {}
+
+    def bind(self, binder: Binder) -> None:
+        """Bind every expression of the rule, those of its texts and suggestions too: their windows must fill from now on."""
+        rule = self.owner.rule
+        params, lets = rule.param_values, rule.lets
+        origins = {name: param.origin for name, param in rule.params.items()}
+        self.bounds = {id(expr): binder.bind(expr, params, lets, self.label, origins=origins) for expr in self._expressions()}
+        self.when = self.bounds[id(rule.when)]
+        self.read = self.when.read
+        self.clear = self.bounds[id(rule.clear)] if rule.clear is not None else None
+        self.unless = [self.bounds[id(expr)] for expr in rule.unless.values()]
+
+    def _expressions(self) -> list[Expr]:
+        rule = self.owner.rule
+        return [expr for expr in rule.expressions if expr is not rule.applies_where]
+
+    def value(self, expr: Expr) -> Value:
+        """Value of one of the rule's expressions now."""
+        return self.bounds[id(expr)].read()
+
+    @property
+    def blind_reason(self) -> str:
+        """Which inputs are missing, in words."""
+        store = next(iter(self.bounds.values()))._binder.store
+        lacking = [f"{name} ({why})" for name in sorted(self.when.signals) if (why := self._missing(store, name)) is not None]
+        notes = list(self.when.notes)
+        return "; ".join([*notes, ", ".join(lacking)] if lacking else notes) or "its windows never filled"
+
+    def _missing(self, store: Any, name: str) -> str | None:
+        spec = store.catalogue.get(name)
+        key = f"{name}{{{self.label[0]}={self.label[1]}}}" if self.label and spec and spec.label == self.label[0] else name
+        why: str | None = store.missing(key)
+        return why
+
+    def unknown(self) -> list[str]:
+        """Signals of the condition that are missing now."""
+        store = self.when._binder.store
+        return sorted({*self.when.missing, *(name for name in self.when.signals if self._missing(store, name) is not None)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {
+            "life": self.life.state_dict(), "warm_until": self.warm_until, "finding_id": self.finding_id,
+            "suppressed_by": self.suppressed_by, "hold_until": self.hold_until, "count": self.count, "said_at": self.said_at,
+            "next_time": None if self.next_time == float("-inf") else self.next_time,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.life.load_state_dict(state["life"])
+        self.calm = self.life.quiet
+        self.warm_until, self.finding_id, self.suppressed_by = state["warm_until"], state["finding_id"], state["suppressed_by"]
+        self.hold_until, self.count, self.said_at = state["hold_until"], state["count"], state["said_at"]
+        self.next_time = float("-inf") if state["next_time"] is None else state["next_time"]
+
+
+class Watched:
+    """One rule in this run.
+
+    Attributes:
+        off: Why it is not evaluated (a `RuleCoverage` status), or None.
+        reason: The same in words.
+        causes: Rules that explain this one, composites that absorb it included.
+        overflow: Label values beyond `MAX_INSTANCES`.
+        applied: Parameters that were changed on this rule's advice: it does not suggest them again.
+    """
+
+    __slots__ = ("applied", "blind_at", "causes", "instances", "labelled", "missing", "off", "overflow", "parts", "reason", "rule", "status")
+
+    def __init__(self, rule: Rule, labelled: frozenset[str]) -> None:
+        self.rule = rule
+        self.status = Status()
+        self.instances: dict[str, Watch] = {}
+        self.labelled = labelled
+        self.off: str | None = None
+        self.reason: str | None = None
+        self.missing: tuple[str, ...] = ()
+        self.causes: list[Watched] = []
+        self.parts: list[Watched] = []
+        self.overflow: set[str] = set()
+        self.applied: set[str] = set()
+        self.blind_at: int | None = None
+
+    @property
+    def decided(self) -> int:
+        """Evaluations of all instances that gave true or false."""
+        return sum(watch.life.decided for watch in self.instances.values())
+
+    @property
+    def openings(self) -> int:
+        """Openings of all instances."""
+        return sum(watch.life.openings for watch in self.instances.values())
+
+    def refresh(self, step: int) -> None:
+        """Bring the status up to date after a transition."""
+        firing = [watch.life.opened for watch in self.instances.values() if watch.life.firing and watch.life.opened is not None]
+        self.status.firing = bool(firing)
+        self.status.firing_since = min(firing, default=None)
+        if firing:
+            self.status.last_fired = step
+
+    def explains(self, step: int, hold: int) -> bool:
+        """Whether it fires now, or did within the last `hold` updates."""
+        status = self.status
+        return status.firing or (hold > 0 and status.last_fired is not None and step - status.last_fired <= hold)
+
+    @property
+    def pending(self) -> bool:
+        """Whether some instance has hits but does not fire yet."""
+        return any(watch.life.bits and not watch.life.firing for watch in self.instances.values())
+
+
+def clean_label(text: str) -> str:
+    """A label value made safe to print: names of reward functions come from user code."""
+    return _CONTROL.sub("?", text)[:80]
+
+
+def fingerprint(rule: Rule, run: str, label: tuple[str, str] | None) -> str:
+    """Hash of rule, its major version, run and instance: the same over the whole run, without values or steps."""
+    text = "|".join((rule.id, rule.version.partition(".")[0], run, *(label or ())))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,139 @@
+"""Pure numbers of `integrations.grpo` against brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainvitals.integrations.grpo import (
+    RewardRange,
+    length_correlation,
+    ratio_signals,
+    ratio_stats,
+    repetition,
+    reward_signals,
+    text_signals,
+)
+
+ONE = np.ones(1)
+
+
+def signals(rewards: list[list[float]], seen: RewardRange | None = None, size: int = 4) -> dict[str, float]:
+    matrix = np.asarray(rewards, dtype=np.float64).reshape(-1, 1)
+    return reward_signals(matrix, ONE, ["f"], size, RewardRange() if seen is None else seen)[0]
+
+
+def test_flat_groups_are_told_apart_by_their_level():
+    seen = RewardRange()
+    values = signals([[0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0]], seen)
+    assert values["reward.group_zero_std_fraction"] == 0.75
+    assert values["reward.all_low_fraction"] == 0.5
+    assert values["reward.all_high_fraction"] == 0.25
+    assert values["reward.group_std_mean"] == pytest.approx(np.std([0, 1, 0, 1], ddof=1) / 4)
+    assert (seen.low, seen.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("level", "low", "high"), [(0.0, 1.0, 0.0), (-1.0, 1.0, 0.0), (1.0, 0.0, 1.0)])
+def test_a_run_that_only_ever_saw_one_reward(level, low, high):
+    values = signals([[level] * 4] * 2)
+    assert (values["reward.all_low_fraction"], values["reward.all_high_fraction"]) == (low, high)
+
+
+def test_low_and_high_are_those_of_the_run_not_of_the_batch():
+    values = signals([[0.5] * 4], RewardRange(0.0, 1.0))
+    assert values["reward.group_zero_std_fraction"] == 1.0
+    assert values["reward.all_low_fraction"] == values["reward.all_high_fraction"] == 0.0
+
+
+def test_float32_rewards_that_are_equal_count_as_flat():
+    matrix = torch.full((8, 1), 0.1, dtype=torch.float32).double().numpy()
+    assert reward_signals(matrix, ONE, ["f"], 8, RewardRange())[0]["reward.group_zero_std_fraction"] == 1.0
+
+
+def test_unscored_completions():
+    nan = math.nan
+    matrix = np.asarray([[1, nan], [nan, nan], [0, 1], [1, 1], [nan, nan], [nan, nan], [nan, nan], [nan, nan]])
+    values, total = reward_signals(matrix, np.asarray([1.0, 2.0]), ["a", "b"], 4, RewardRange())
+    assert values["reward.unscored_fraction"] == 5 / 8
+    assert values["reward.component_unscored_fraction{component=b}"] == 6 / 8
+    np.testing.assert_array_equal(total[:4], [1.0, nan, 2.0, 3.0])
+    assert values["reward.group_count"] == 2
+    assert values["reward.group_std_mean"] == pytest.approx(1.0)  # only the group with scores
+
+
+def test_shares_of_the_spread_add_up_and_names_stay_apart():
+    rng = np.random.default_rng(0)
+    values, _ = reward_signals(rng.normal(size=(16, 3)) * [1, 2, 0], np.asarray([1.0, 0.5, 9.0]), ["a", "b", "a"], 4, RewardRange())
+    shares = {key: value for key, value in values.items() if key.startswith("reward.component_share")}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert set(shares) == {f"reward.component_share{{component={name}}}" for name in ("a_0", "b", "a_2")}
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=4, max_size=4), min_size=1, max_size=6))
+def test_group_numbers_equal_brute_force(groups):
+    values = signals(groups)
+    stds = [torch.tensor(group, dtype=torch.float64).std().item() for group in groups]
+    assert values["reward.group_std_mean"] == pytest.approx(sum(stds) / len(stds), abs=1e-12)
+    flat = [len(set(group)) == 1 for group in groups]
+    assert values["reward.group_zero_std_fraction"] == pytest.approx(sum(flat) / len(flat))
+    assert (
+        values["reward.all_low_fraction"] + values["reward.all_high_fraction"] <= values["reward.group_zero_std_fraction"] + 1e-12
+    )
+
+
+@given(st.lists(st.integers(0, 3), max_size=30))
+def test_repetition_equals_brute_force(row):
+    grams = [tuple(row[i : i + 4]) for i in range(len(row) - 3)]
+    expected = None if len(grams) < 2 else 1 - len(set(grams)) / len(grams)
+    assert repetition(row) == (None if expected is None else pytest.approx(expected))
+
+
+def test_text_signals():
+    rows = [[5, 6, 7, 2], [5, 6, 7, 2], [2], [], [9, 2], [8, 2], [7, 2], [6, 2]]
+    values = text_signals(rows, 4, frozenset({2}))
+    assert values["completion.empty_fraction"] == 2 / 8
+    assert values["completion.distinct_fraction"] == 7 / 8
+    assert "completion.repetition_fraction" not in values
+    assert text_signals([], 4, frozenset()) == {}
+
+
+def test_length_correlation_is_within_groups():
+    rewards, lengths = np.asarray([0.0, 1, 2, 3, 0, 0, 0, 0]), np.asarray([1.0, 2, 3, 4, 9, 8, 7, 6])
+    assert length_correlation(rewards, lengths, 4) == pytest.approx(1.0)  # the flat group says nothing
+    assert length_correlation(np.zeros(4), np.arange(4.0), 4) is None
+    assert length_correlation(rewards, lengths, 3) is None
+
+
+def test_ratio_stats_count_tokens_under_the_mask():
+    old = torch.zeros(2, 3)
+    new = torch.log(torch.tensor([[1.0, 1.5, 9.0], [0.5, 1.1, 1.0]]))
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0]])
+    values = ratio_signals([ratio_stats(new, old, mask, 0.8, 1.2, sequence=False)])
+    assert values["policy.ratio_outside_fraction"] == pytest.approx(0.5)
+    assert values["policy.ratio_mean"] == pytest.approx((1 + 1.5 + 0.5 + 1.1) / 4)
+    assert values["policy.ratio_max"] == pytest.approx(1.5)
+
+
+def test_a_sequence_ratio_is_the_geometric_mean():
+    new, mask = torch.log(torch.tensor([[2.0, 8.0, 5.0]])), torch.tensor([[1, 1, 0]])
+    values = ratio_signals([ratio_stats(new, torch.zeros(1, 3), mask, 0.8, 1.2, sequence=True)])
+    assert values["policy.ratio_max"] == pytest.approx(4.0)
+    assert values["policy.ratio_outside_fraction"] == 1.0
+
+
+def test_a_broken_ratio_shows():
+    new = torch.tensor([[math.nan, 0.0]])
+    values = ratio_signals([ratio_stats(new, torch.zeros(1, 2), torch.ones(1, 2), 0.8, 1.2, sequence=False)])
+    assert math.isnan(values["policy.ratio_mean"])
+
+
+def test_micro_batches_are_weighted_by_their_tokens():
+    one = ratio_stats(torch.log(torch.full((1, 1), 2.0)), torch.zeros(1, 1), torch.ones(1, 1), 0.8, 1.2, sequence=False)
+    three = ratio_stats(torch.zeros(1, 3), None, torch.ones(1, 3), 0.8, 1.2, sequence=False)
+    assert ratio_signals([one, three])["policy.ratio_outside_fraction"] == pytest.approx(0.25)
+    assert ratio_signals([]) == {}
