@@ -60,7 +60,7 @@ def styled(line: str) -> Text:
         text.stylize(COLOURS[found[2]], found.start(2), found.end(2))
     elif line.startswith("vitals_"):
         text.stylize("cyan", 0, line.index(":"))
-    elif line.startswith("  ") or line.startswith("---"):
+    elif line.startswith(("  ", "---")):
         text.stylize("dim")
     return text
 

@@ -89,7 +89,6 @@ class Monitor:
         self._recorder = Recorder(
             version=__version__, rules_digest=self.ruleset.digest, record_signals=record_signals, resumed_from=resumed_from
         )
-        self._openings = dict.fromkeys(SEVERITIES, 0)
         self._first_bad: int | None = None
         self._coverage: CoverageRecord | None = None
         self._final: Verdict | None = None
@@ -164,6 +163,11 @@ class Monitor:
         return list(self.engine.findings)
 
     @property
+    def openings(self) -> dict[str, int]:
+        """How often rules opened, by severity."""
+        return {level: self.engine.counts.get(level, 0) for level in SEVERITIES}
+
+    @property
     def coverage(self) -> CoverageRecord | None:
         """What was evaluated; after `close`."""
         return self._coverage
@@ -207,8 +211,8 @@ class Monitor:
         finally:
             self._busy -= 1
         if self._error is not None and not self._fail_soft:
-            error, self._error = self._error, None
-            raise error
+            first, self._error = self._error, None
+            raise first
 
     def _publish(self, item: Item) -> None:
         if isinstance(item, RunStart):
@@ -279,7 +283,6 @@ class Monitor:
             self._final = record
         if not isinstance(record, Finding) or record.state != "firing":
             return
-        self._openings[record.severity] += 1
         if record.severity != "info" and self._first_bad is None:
             self._first_bad = record.onset_step if record.onset_step is not None else record.step
 
@@ -292,7 +295,7 @@ class Monitor:
         head: dict[str, Any] = {"ts": rfc3339(item.time), "rank": self._recorder.rank, "step": item.step}
         self._coverage = self._make_coverage(head)
         self.bus.publish(self._coverage)
-        self.bus.publish(RunEndRecord(status=item.status, findings=dict(self._openings), detail=item.detail, **head))
+        self.bus.publish(RunEndRecord(status=item.status, findings=self.openings, detail=item.detail, **head))
 
     def _make_coverage(self, head: dict[str, Any]) -> CoverageRecord:
         try:
@@ -320,8 +323,8 @@ class Monitor:
             "verdict": "insufficient_data" if verdict is None else verdict.state,
             "decision": "continue" if verdict is None else verdict.decision,
             "reason": "nothing was evaluated" if verdict is None else verdict.reason,
-            "errors": self._openings["error"],
-            "warnings": self._openings["warning"],
+            "errors": self.openings["error"],
+            "warnings": self.openings["warning"],
             "first_bad_step": "none" if self._first_bad is None else self._first_bad,
             "last_healthy_step": "none" if verdict is None or verdict.last_healthy_step is None else verdict.last_healthy_step,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,12 +38,14 @@ class Reporter:
     Attributes:
         run: The run's facts and configuration; `Applied` changes it.
         open_actions: Actions of open findings by finding id: contradictions are marked.
+        latest: Values of the newest frame: tells NaN from Inf.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.run = RunStart("")
         self.open_actions: dict[str, list[Action]] = {}
+        self.latest: Mapping[str, float] = {}
 
     def context(self) -> Context:
         """What advice must know."""
@@ -118,7 +121,7 @@ class Reporter:
         return Finding(
             **self.envelope(step, time),
             finding_id=finding_id or f"{rule.code}.{state}",
-            fingerprint=fingerprint(rule, self.run.run_id, (*label, state) if False else label),
+            fingerprint=fingerprint(rule, self.run.run_id, label),
             rule=rule_ref(rule),
             state=state,
             severity=severity or rule.severity,
@@ -151,8 +154,9 @@ class Reporter:
             spec = self.store.catalogue.get(name)
             labelled_here = watch.label is not None and spec is not None and spec.label == watch.label[0]
             series = self.store.series(labelled(name, *watch.label) if labelled_here and watch.label else name)
-            if series.bad_at == series.total and series.bad_at >= 0:
-                values[name] = NonFinite(nonfinite=nonfinite_word(math.nan))  # type: ignore[arg-type]
+            if series.bad_at == series.total:
+                newest = self.latest.get(series.key, math.nan)
+                values[name] = NonFinite.model_validate({"nonfinite": nonfinite_word(newest)})
             else:
-                values[name] = series.xs[-1] if len(series.xs) else None
+                values[name] = series.xs[-1] if series.xs else None
         return values

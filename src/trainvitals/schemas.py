@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trainvitals._resources import schemas_folder
+
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -63,12 +65,6 @@ def render(name: str) -> str:
     return json.dumps(SCHEMAS[name](), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def folder() -> Path:
-    """Where the schema files lie: in the wheel, or in the source tree of an editable install."""
-    packed = Path(__file__).parent / "_data" / "schemas"
-    return packed if packed.is_dir() else Path(__file__).parents[2] / "schemas"
-
-
 def drift(where: Path) -> list[str]:
     """Names of the schemas whose file differs from what the models give."""
     different = []
@@ -86,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument("--write", action="store_true", help="write the files")
     group.add_argument("--check", action="store_true", help="exit 1 if a file differs from the models")
     options = parser.parse_args(argv)
-    where = folder()
+    where = schemas_folder()
     if options.write:
         where.mkdir(exist_ok=True)
         for name in SCHEMAS:

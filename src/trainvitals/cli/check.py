@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from trainvitals.cli.common import Replayed
     from trainvitals.findings import Finding
     from trainvitals.rulelang.loader import RuleSet
+    from trainvitals.rulelang.model import Rule
 
 EXIT_OK, EXIT_FINDINGS, EXIT_USAGE, EXIT_UNKNOWN, EXIT_BUG = 0, 1, 2, 3, 5
 FORMATS = ("text", "json", "jsonl", "github")
@@ -96,13 +98,12 @@ def decide(replayed: Replayed, fail_on: str, required: list[str]) -> tuple[int, 
     return (EXIT_UNKNOWN, f"could not tell: {unclear}") if unclear else (EXIT_OK, "")
 
 
-def _fails(finding: Finding, rules: dict[str, object], fail_on: str) -> bool:
+def _fails(finding: Finding, rules: Mapping[str, Rule], fail_on: str) -> bool:
     if finding.state != "firing" or fail_on == "never":
         return False
     rule = rules.get(finding.rule.id)
-    if rule is not None and getattr(rule, "gate_is_set", False):
-        gate: str = rule.action.gate  # type: ignore[attr-defined]
-        return gate == "fail"
+    if rule is not None and rule.gate_is_set:
+        return rule.action.gate == "fail"
     return LEVELS[finding.severity] >= LEVELS[fail_on]
 
 
@@ -187,6 +188,8 @@ def _check_names(ruleset: RuleSet, options: argparse.Namespace) -> None:
 
 def _selected(ruleset: RuleSet, select: list[str], ignore: list[str]) -> RuleSet:
     """The rules that stay. A rule that is left out does not suppress others either."""
+    from trainvitals.cli.common import with_rules
+
     if not select and not ignore:
         return ruleset
     kept = []
@@ -197,4 +200,4 @@ def _selected(ruleset: RuleSet, select: list[str], ignore: list[str]) -> RuleSet
             kept.append(rule)
     if not kept:
         raise UserError("--select and --ignore leave no rule", "see trainvitals rules list")
-    return ruleset.subset([rule.id for rule in kept])
+    return with_rules(ruleset, kept)

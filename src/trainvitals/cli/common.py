@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainvitals._resources import rules_folder
 from trainvitals.cli import UserError, nearest
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from trainvitals.monitor import Monitor
     from trainvitals.readers import Recording
     from trainvitals.rulelang.loader import RuleSet
+    from trainvitals.rulelang.model import Rule
 
 
 def add_rule_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +46,7 @@ def add_log_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--map", action="append", default=[], metavar="RAW=SIGNAL", help="read the metric RAW as SIGNAL")
 
 
-def load_ruleset(options: argparse.Namespace, *, builtin: bool = True) -> RuleSet:
+def load_ruleset(options: argparse.Namespace) -> RuleSet:
     """The rules that `options` ask for.
 
     Raises:
@@ -57,24 +59,31 @@ def load_ruleset(options: argparse.Namespace, *, builtin: bool = True) -> RuleSe
     for path in [*extra, *map(Path, options.overrides)]:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder", "give a rule file (*.yaml) or a folder of rule files")
-    paths = None if not extra else [*(builtin_rule_folders(options.enable) if builtin else []), *extra]
+    paths = [*builtin_rule_paths(options.enable), *extra] if extra else None
     try:
-        return load_rules(paths, overrides=[Path(path) for path in options.overrides], enable=options.enable)
+        ruleset = load_rules(paths, overrides=[Path(path) for path in options.overrides], enable=options.enable)
     except RuleError as error:
         raise rule_problems(error) from None
+    return with_builtin_source(ruleset) if extra else ruleset
 
 
-def builtin_rule_folders(enable: list[str]) -> list[Path]:
-    """Folders of the built-in rules: stable ones, and experimental ones when any is named."""
+def builtin_rule_paths(enable: list[str]) -> list[Path]:
+    """Folders and files of the built-in rules: stable ones, and those experimental ones that are named."""
     root = rules_folder()
-    return [root / "stable", *([root / "experimental"] if enable and (root / "experimental").is_dir() else [])]
+    experimental = sorted(path for path in (root / "experimental").glob("*.yaml") if not path.stem.endswith(".test"))
+    return [root / "stable", *(path for path in experimental if "experimental" in enable or path.stem in enable)]
 
 
-def rules_folder() -> Path:
-    """Where the built-in rules lie: in the wheel, or in the source tree of an editable install."""
-    package = Path(__file__).parents[1]
-    packed = package / "_data" / "rules"
-    return packed if packed.is_dir() else package.parents[1] / "rules"
+def with_builtin_source(ruleset: RuleSet) -> RuleSet:
+    """Rules that were loaded by path, with the built-in ones named as such: findings must not depend on how we loaded them."""
+    root = str(rules_folder())
+    rules = tuple(replace(rule, source="builtin") if rule.path.startswith(root) else rule for rule in ruleset.rules)
+    return with_rules(ruleset, rules)
+
+
+def with_rules(ruleset: RuleSet, rules: Sequence[Rule]) -> RuleSet:
+    """The same rule set with other rules in it."""
+    return replace(ruleset, rules=tuple(rules), by_id={rule.id: rule for rule in rules})
 
 
 def rule_problems(error: Any) -> UserError:

@@ -25,7 +25,7 @@ class Result:
 
 def render(name: str, results: list[Result], code: int, *, severity: str = "info", verbose: bool = False) -> str:
     """All results in the format `name`."""
-    lowest = SEVERITIES.index(severity)  # type: ignore[arg-type]
+    lowest = SEVERITIES.index(severity)
     if name == "json":
         return _json(results, code, lowest)
     if name == "jsonl":
@@ -80,10 +80,10 @@ def _jsonl(result: Result, lowest: int) -> Iterator[str]:
 
 
 def _github(result: Result, lowest: int) -> Iterator[str]:
-    from trainvitals.sinks.github import annotations
+    from trainvitals.sinks.github import annotate
 
     replayed = result.replayed
-    yield from annotations(shown(replayed.findings, lowest), replayed.path)
+    yield from annotate(shown(replayed.findings, lowest), replayed.path)
     if result.reason:
         yield f"::warning title=trainvitals,file={replayed.path}::{one_line(result.reason)}"
 

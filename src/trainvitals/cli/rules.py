@@ -58,7 +58,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _paths(given: list[str]) -> list[Path]:
-    from trainvitals.cli.common import rules_folder
+    from trainvitals._resources import rules_folder
 
     if not given:
         return [folder for folder in (rules_folder() / "stable", rules_folder() / "experimental") if folder.is_dir()]

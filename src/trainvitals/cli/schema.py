@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print it."""
-    from trainvitals.schemas import folder, render
+    from trainvitals._resources import schemas_folder
+    from trainvitals.schemas import render
 
-    path = folder() / f"{options.name}.schema.json"
+    path = schemas_folder() / f"{options.name}.schema.json"
     print(path.read_text(encoding="utf-8") if path.is_file() else render(options.name), end="")
     return 0

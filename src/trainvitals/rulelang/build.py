@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -134,7 +134,7 @@ class _Builder:
             return None
         labels = sorted({spec.label for spec in self.scope.signals.values() if spec.label})
         if scalar.text not in labels:
-            self.fields.fail(scalar, "E104", f"no signal has the label {scalar.text!r}", nearest(scalar.text, labels) or f"labels: {', '.join(labels)}")
+            self.fields.fail(scalar, "E111", f"no signal has the label {scalar.text!r}", nearest(scalar.text, labels) or f"labels: {', '.join(labels)}")
             return None
         self.scope.label = scalar.text
         return scalar.text
@@ -152,7 +152,7 @@ class _Builder:
         for name in names:
             if name.text not in model.TRAINERS:
                 hint = nearest(name.text, model.TRAINERS) or f"known: {', '.join(model.TRAINERS)}"
-                inner.fail(name, "E105", f"unknown trainer {name.text!r}", hint)
+                inner.fail(name, "E112", f"unknown trainer {name.text!r}", hint)
         where = self.expression(inner, "where", "bool")
         if where is not None and (where.signals or where.rules):
             seen = sorted(where.signals or where.rules)[0]
@@ -219,7 +219,7 @@ class _Builder:
     def expression(self, fields: Fields, key: str, kind: Literal["bool", "number"] | None) -> Expr | None:
         """Parse and check one expression; None when it is missing or wrong."""
         scalar = fields.expression(key)
-        return None if scalar is None else self.scope.expression(scalar.text, scalar.where, self.problems, kind, fields.path(key))
+        return None if scalar is None else self.scope.expression(scalar.text, scalar.where, self.problems, kind)
 
     def template(self, key: str) -> Template:
         scalar = self.fields.scalar_text(key)
@@ -265,7 +265,7 @@ class _Builder:
             hint = nearest(spec, ("percent", "num")) or "percent, num, or a number format such as .2f"
             self.problems.append(where.problem("E441", f"unknown format {spec[:40]!r}", at + colon + 1, max(1, len(spec)), hint))
             return None
-        expr = self.scope.expression(body, where.inner(at, len(body)), self.problems, None, key)
+        expr = self.scope.expression(body, where.inner(at, len(body)), self.problems, None)
         return Slot(expr, spec) if expr else None
 
     def sustain(self, key: str) -> Sustain | None:
@@ -378,8 +378,8 @@ class _Builder:
         assert node is not None
         if 1 < sustain.of < widest:
             at = self.fields.node.keys["sustain"]
-            message = f"'sustain' looks at {sustain.of} evaluations, the widest window holds {widest}: they share most samples"
-            self.problems.append(at.problem("W601", message, "notes: of at least twice the window"))
+            message = f"'sustain' looks at {sustain.of} evaluations, the widest window holds {widest:g}: they share most samples"
+            self.problems.append(at.problem("W601", message, "count over at least twice the window, or shorten the window"))
         if clear is None and self.scope.relative(when):
             self.problems.append(node.problem("W602", "a test against the run's own past has no 'clear'", "say when it is over"))
 
@@ -392,12 +392,7 @@ def read_exceptions(fields: Fields, scope: Scope) -> dict[str, Expr]:
         assert outer is not None
         scalar = outer.expression(key)
         if outer.good_name(key) and scalar is not None:
-            expr = scope.expression(scalar.text, scalar.where, fields.problems, "bool", outer.path(key))
+            expr = scope.expression(scalar.text, scalar.where, fields.problems, "bool")
             if expr is not None:
                 found[key] = expr
     return found
-
-
-def names_of(nodes: Sequence[Scalar]) -> tuple[str, ...]:
-    """Texts of scalars."""
-    return tuple(node.text for node in nodes)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 RUN_NAMES = ("step", "progress", "total_steps", "trainer", "framework", "world_size", "phase", "logging_every")
 
+_WINDOW_COST = {"mean": 3.0, "share_true": 3.0, "delta": 3.0, "count": 3.0, "sum": 3.0, "frozen_median": 2.0, "frozen_spread": 2.0, "minimum": 4.0, "maximum": 4.0}
+
 
 class RuleStatus(Protocol):
     """What rule functions ask about another rule; the engine provides it."""
@@ -293,11 +295,11 @@ class Binder:
         if isinstance(inner, Absent):
             return inner
         inner = truth(inner) if node.function == "share_true" else number(inner)
-        axis: Axis = next(axis for axis in ("updates", "points", "tokens", "seconds") if node.keyword(axis) is not None)  # type: ignore[assignment]
+        axis: Axis = next(axis for axis in ("updates", "points", "tokens", "seconds") if node.keyword(axis) is not None)
         length = self._constant(node.keyword(axis), context)
         q = self._constant(node.args[1], context) if len(node.args) > 1 else 0.5
         window = self.store.window(node.function, self._source(inner), axis, length, q=q, skip=self._constant(node.keyword("skip"), context))
-        return Read(window.key, window.value, "number", 3.0, (window.series,))
+        return Read(window.key, window.value, "number", _WINDOW_COST.get(node.function, 5.0), (window.series,))
 
     def _source(self, tree: Tree) -> Series:
         """The series of a signal, or one derived from an expression."""

@@ -50,8 +50,7 @@ def _origin(node: Node, context: _Context) -> str | None:
                 return context.origins.get(name, f"params.{name}")
             return name if name.startswith(("config.", "run.")) else None
         case _:
-            found = next((origin for part in ex.children(node) if (origin := _origin(part, context))), None)
-            return found
+            return next((origin for part in ex.children(node) if (origin := _origin(part, context))), None)
 
 
 def _collect(node: Node, context: _Context, used: set[str]) -> None:

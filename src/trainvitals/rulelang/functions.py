@@ -109,10 +109,10 @@ FUNCTIONS: Mapping[str, Function] = {function.name: function for function in _AL
 
 
 def _pow2_floor(x: float) -> float:
-    mantissa, exponent = math.frexp(x)
     if x <= 0.0:
-        raise ValueError("not positive")
-    return math.ldexp(1.0, exponent - 1)
+        msg = "not positive"
+        raise ValueError(msg)
+    return math.ldexp(1.0, math.frexp(x)[1] - 1)
 
 
 def _pow2_ceil(x: float) -> float:

@@ -11,12 +11,13 @@ rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from trainvitals.events import SignalSpec
+from trainvitals.findings import Severity
 from trainvitals.rulelang import model
 from trainvitals.rulelang.build import Built, read_exceptions
 from trainvitals.rulelang.errors import Problem, nearest
@@ -36,7 +37,7 @@ def apply(
     known: set[str],
     problems: list[Problem],
     *,
-    not_enabled: set[str] = frozenset(),  # type: ignore[assignment]
+    not_enabled: Collection[str] = (),
 ) -> tuple[list[Rule], list[str]]:
     """Apply override files in order.
 
@@ -98,7 +99,7 @@ def _entries(path: Path, problems: list[Problem]) -> list[Fields]:
     return entries
 
 
-def _target(fields: Fields, rules: Mapping[str, Rule], known: set[str], not_enabled: set[str]) -> Rule | None:
+def _target(fields: Fields, rules: Mapping[str, Rule], known: set[str], not_enabled: Collection[str]) -> Rule | None:
     """The rule that an entry is about; a problem when there is none and it is not `optional`."""
     optional = fields.flag("optional")
     scalar = fields.scalar_text("id")
@@ -156,7 +157,7 @@ def _exceptions(fields: Fields, rule: Rule, signals: Mapping[str, SignalSpec]) -
     return read_exceptions(fields, scope)
 
 
-def _action(fields: Fields, rule: Rule, severity: model.Severity, words: list[str]) -> tuple[RuleAction, bool]:
+def _action(fields: Fields, rule: Rule, severity: Severity, words: list[str]) -> tuple[RuleAction, bool]:
     """The action after an entry: a gate that the rule does not state itself follows the severity."""
     gates = {"error": "fail", "warning": "warn", "info": "none"}
     gate = rule.action.gate if rule.gate_is_set else cast("Any", gates[severity])

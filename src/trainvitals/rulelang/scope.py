@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from trainvitals.events import SignalSpec
+from trainvitals.rulelang.check import check
 from trainvitals.rulelang.errors import Problem, RuleError, Where
-from trainvitals.rulelang.expr import Call, Expr, Name, Node, Num, Text, children, parse
+from trainvitals.rulelang.expr import Call, Expr, Name, Node, Num, children, parse
 from trainvitals.rulelang.functions import FUNCTIONS
 from trainvitals.rulelang.model import Param
 
@@ -36,7 +36,7 @@ class Scope:
         self.label: str | None = None
 
     def expression(
-        self, text: str, where: Where, problems: list[Problem], kind: Literal["bool", "number"] | None, field: str
+        self, text: str, where: Where, problems: list[Problem], kind: Literal["bool", "number"] | None
     ) -> Expr | None:
         """Parse and check; None after a problem.
 
@@ -45,7 +45,6 @@ class Scope:
             where: Position of the text.
             problems: Where problems go.
             kind: Type that the field needs; None takes any.
-            field: Name of the field for messages.
         """
         try:
             expr = parse(text, where)
@@ -54,48 +53,15 @@ class Scope:
             return None
         names = {node.name for node in walk(expr.root) if isinstance(node, Name)}
         self.used |= names & (set(self.params) | set(self.lets))
-        if names & self.broken:
-            return None
-        wrong = [node for node in walk(expr.root) if isinstance(node, Name) and node.name in self.later]
-        if wrong:
-            message = f"'let' value {wrong[0].name!r} is defined further down"
-            problems.append(where.problem("E106", message, wrong[0].at, len(wrong[0].name), "a 'let' uses only earlier ones"))
-            return None
         try:
-            expr = self.checked(expr)
+            expr = check(
+                expr, signals=self.signals, params=self.params, lets=self.lets, label=self.label, expect=kind,
+                later=self.later, broken=self.broken,
+            )  # fmt: skip
         except RuleError as error:
             problems.extend(error.problems)
             return None
-        if kind is not None and expr.kind not in (kind, "any"):
-            word = "a condition" if kind == "bool" else "a number"
-            problems.append(where.problem("E201", f"'{field}' must be {word}, here it is a {expr.kind}", 0, len(text)))
-            return None
-        return expr
-
-    def checked(self, expr: Expr) -> Expr:
-        """The expression with types, units and the names it reads."""
-        signals: set[str] = set()
-        config: set[str] = set()
-        rules: set[str] = set()
-        names: set[str] = set()
-        for node in walk(expr.root):
-            if isinstance(node, Name) and node.name in self.signals:
-                signals.add(node.name)
-            elif isinstance(node, Name) and node.name in self.lets:
-                inner = self.lets[node.name]
-                names.add(node.name)
-                signals |= inner.signals
-                config |= inner.config
-                rules |= inner.rules
-            elif isinstance(node, Name) and node.name in self.params:
-                names.add(node.name)
-            elif isinstance(node, Name) and node.name.startswith("config."):
-                config.add(node.name.removeprefix("config."))
-            elif isinstance(node, Call) and node.function in FUNCTIONS and FUNCTIONS[node.function].family == "rule":
-                rules |= {argument.value for argument in node.args if isinstance(argument, Text)}
-        return dataclasses.replace(
-            expr, signals=frozenset(signals), config=frozenset(config), rules=frozenset(rules), names=frozenset(names)
-        )
+        return None if names & self.broken else expr
 
     def widest(self, expr: Expr) -> float:
         """Longest ``updates=`` window that an expression uses, `let` values included; 0 without one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 Axis = Literal["updates", "points", "tokens", "seconds"]
@@ -122,7 +123,7 @@ class Series:
         assert places is not None
         end = (self.total if count is None else count) - self.dropped
         part = places[max(0, end - _REVIEW - 1) : end]
-        gaps = sorted(b - a for a, b in zip(part, part[1:], strict=False) if b > a)
+        gaps = sorted(b - a for a, b in pairwise(part) if b > a)
         return gaps[len(gaps) // 2] if gaps else None
 
     def reviewed(self, count: int) -> tuple[int, int]:

@@ -92,8 +92,9 @@ class Window:
             self.push(index, oldest)
             self.lo = oldest
         self.seen = size
-        self.count = size - self.lo
-        self._result = self.compute() if self.ready() else None
+        self.count = count = size - self.lo
+        enough = count >= self._need if size < self._review and self._spanned else self.ready()
+        self._result = self.compute() if enough else None
 
     def push(self, index: int, oldest: int) -> None:
         """Take in sample ``index``; samples from ``self.lo`` up to ``oldest`` leave."""
@@ -167,13 +168,13 @@ class Window:
         """Restore running sums bit by bit."""
 
 
-class ShortMean(Window):
-    """Mean of a slice."""
+class Short(Window):
+    """Base of the windows that compute from a slice."""
 
     __slots__ = ()
 
     def value(self) -> float | None:
-        """See `Window.value`; the common case, one new sample on the axis of updates, is written out for speed."""
+        """See `Window.value`; the common case, one new sample on an axis with positions, is written out for speed."""
         xs = self._xs
         size = len(xs)
         if size != self.seen:
@@ -188,55 +189,66 @@ class ShortMean(Window):
                 self.lo = lo
                 self.seen = size
                 self.count = count = size - lo
-                self._result = sum(xs[lo:]) / count if count >= self._need else None
+                self._result = self.of(xs[lo:]) if count >= self._need else None
         result = self._result
         if result is None or self._steps[-1] == self._clock.step or self.series.fresh():
             return result
         return None
 
     def compute(self) -> float | None:
-        return sum(self._xs[self.lo :]) / self.count
+        return self.of(self._xs[self.lo :])
+
+    def of(self, values: list[float]) -> float | None:
+        """The statistic of a slice."""
+        raise NotImplementedError
 
 
-class ShortSum(Window):
+class ShortMean(Short):
+    """Mean of a slice."""
+
+    __slots__ = ()
+
+    def of(self, values: list[float]) -> float | None:
+        return sum(values) / len(values)
+
+
+class ShortSum(Short):
     """Sum of a slice."""
 
     __slots__ = ()
 
-    def compute(self) -> float | None:
-        return float(sum(self._xs[self.lo :]))
+    def of(self, values: list[float]) -> float | None:
+        return float(sum(values))
 
 
-class ShortStd(Window):
+class ShortStd(Short):
     """Sample standard deviation (n - 1) of a slice, by two passes."""
 
     __slots__ = ()
 
-    def compute(self) -> float | None:
-        values = self._xs[self.lo :]
+    def of(self, values: list[float]) -> float | None:
         count = len(values)
         if count < 2:
             return None
-        middle = sum(values) / count
-        return math.dist(values, [middle] * count) / math.sqrt(count - 1)
+        return math.dist(values, [sum(values) / count] * count) / math.sqrt(count - 1)
 
 
-class ShortMinimum(Window):
+class ShortMinimum(Short):
     """Smallest of a slice."""
 
     __slots__ = ()
 
-    def compute(self) -> float | None:
-        return min(self._xs[self.lo :])
+    def of(self, values: list[float]) -> float | None:
+        return min(values)
 
 
-class ShortMaximum(Window):
+class ShortMaximum(Short):
     """Largest of a slice."""
 
     __slots__ = ()
 
-    def compute(self) -> float | None:
-        return max(self._xs[self.lo :])
+    def of(self, values: list[float]) -> float | None:
+        return max(values)
 
 
 class Delta(Window):
@@ -338,20 +350,24 @@ class Slope(Window):
         return self._places[index] if self._places is not None else float(self.series.dropped + index)
 
     def push(self, index: int, oldest: int) -> None:
-        xs = self._xs
+        xs, places = self._xs, self._places
+        origin, middle = self._origin, self._middle
+        st, stt, sx, stx = self._st, self._stt, self._sx, self._stx
         spike = 0.0
         for leaving in range(self.lo, oldest):
-            t, x = self._place(leaving) - self._origin, xs[leaving] - self._middle
-            self._st -= t
-            self._stt -= t * t
-            self._sx -= x
-            self._stx -= t * x
+            t = (places[leaving] if places is not None else self._place(leaving)) - origin
+            x = xs[leaving] - middle
+            st -= t
+            stt -= t * t
+            sx -= x
+            stx -= t * x
             spike = max(spike, x * x)
-        t, x = self._place(index) - self._origin, xs[index] - self._middle
-        self._st += t
-        self._stt += t * t
-        self._sx += x
-        self._stx += t * x
+        t = (places[index] if places is not None else self._place(index)) - origin
+        x = xs[index] - middle
+        self._st = st + t
+        self._stt = stt + t * t
+        self._sx = sx + x
+        self._stx = stx + t * x
         newest = self.series.dropped + index + 1
         if newest % _RECOMPUTE == 0 or (spike > 0.0 and spike > _SPIKE * x * x) or newest == 1 or t > 4 * self.length:
             self._recompute(oldest, index + 1)
@@ -435,6 +451,17 @@ class Ordered(Window):
         xs, places, ordered = self._xs, self._places, self._sorted
         skip, length = self.skip, self.length
         lo, hi = self.lo, self._hi
+        if places is not None and not skip and hi == size - 1:
+            insort(ordered, xs[hi])
+            oldest = places[hi] - length
+            while places[lo] <= oldest:
+                del ordered[bisect_left(ordered, xs[lo])]
+                lo += 1
+            self.lo, self._hi, self.seen = lo, size, size
+            self.count = count = size - lo
+            enough = count >= self._need if size < self._review and self._spanned else self.ready()
+            self._result = self.compute() if enough else None
+            return
         for index in range(self.seen, size):
             place = index if places is None else places[index]
             newest, oldest = place - skip, place - skip - length

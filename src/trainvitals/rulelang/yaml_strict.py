@@ -38,7 +38,7 @@ _NOTATION: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"), "a number must be finite", "quote it if it is text"),
 )
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
-_TRUTHS = {word: "true" for word in ("yes", "on", "true")} | {word: "false" for word in ("no", "off", "false")}
+_TRUTHS = {"yes": "true", "on": "true", "true": "true", "no": "false", "off": "false", "false": "false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,10 @@ class Seq(_Placed):
 
 @dataclass(frozen=True, slots=True)
 class Map(_Placed):
-    """A mapping; of equal keys the first one counts and the others are problems."""
+    """A mapping; of equal keys the first one counts and the others are problems.
+
+    `values` lacks the keys whose value was refused, so that nobody reports them as missing.
+    """
 
     keys: dict[str, Scalar]
     values: dict[str, Node]
@@ -192,17 +195,17 @@ class _PureParser(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser):
 
 
 def _decode(data: str | bytes, path: str) -> tuple[str | None, list[Problem]]:
-    size = len(data) if isinstance(data, bytes) else len(data.encode("utf-8", "surrogatepass"))
+    size = len(data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass"))
     if size > MAX_BYTES:
         return None, [Problem("E403", f"file has {size} bytes, {MAX_BYTES} are allowed", path, 1, 1)]
     if isinstance(data, bytes):
         try:
             data = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            before = data[: error.start].decode("utf-8")
+            before = error.object[: error.start].decode("utf-8")
             line = before.count("\n") + 1
             column = len(before) - before.rfind("\n")
-            bad = data[error.start]
+            bad = error.object[error.start]
             return None, [Problem("E402", f"not UTF-8: byte 0x{bad:02x}", path, line, column, hint="save the file as UTF-8")]
     return data.removeprefix("\ufeff").replace("\r\n", "\n"), []
 
@@ -328,9 +331,10 @@ class _Composer:
         elif key.text in keys:
             hint = f"first on line {keys[key.text].line}"
             self.problems.append(key.problem("E412", f"duplicate key {key.text!r}", hint))
-        elif value is not None:
+        else:
             keys[key.text] = key
-            values[key.text] = value
+            if value is not None:
+                values[key.text] = value
 
     def scalar(self, event: Any) -> Scalar | None:
         text: str = event.value
@@ -346,11 +350,9 @@ class _Composer:
         if bad is not None:
             self.fail(event, "E402", f"character U+{ord(bad.group()):04X} is not allowed", "remove the escape", span)
             return None
-        value: str | int | float | bool | None = text
-        if not style:
-            value = self.plain(event, text, max(1, span))
-            if value is None:
-                return None
+        value = text if style else self.plain(event, text, max(1, span))
+        if value is None:
+            return None
         return Scalar(self.source, line, column, text, value, style, max(1, span))
 
     def plain(self, event: Any, text: str, span: int) -> str | int | float | bool | None:

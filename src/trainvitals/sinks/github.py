@@ -22,7 +22,7 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def annotations(findings: Iterable[Finding], path: str) -> Iterator[str]:
+def annotate(findings: Iterable[Finding], path: str) -> Iterator[str]:
     """Workflow commands for the openings among `findings`, in the log at `path`."""
     given = dict.fromkeys(_LEVELS, 0)
     for finding in findings:

@@ -1,0 +1,559 @@
+"""The engine: typed events in, findings and verdicts out.
+
+It evaluates every rule once per optimizer update, when the update is closed: by a frame that says so, or by the first item
+of a later update. Only transitions come out. It owns no clock: what happens depends on the items alone, so that replaying
+a recorded run gives the same records byte for byte.
+
+Meaning, where notes/rules.md 9.4 leaves it open:
+
+* A frame of an update that was closed before is *late*: its samples enter windows at their own index, nothing is decided
+  again. Values that come for the update just closed (an evaluation) are seen by the next one, or when the run ends.
+* Statistical rules (`watch.BLANKED_CATEGORIES`) look away for `watch.BLANK_UPDATES` updates after a legal jump
+  (`watch.BLANK_AFTER`, or an applied change): nothing is counted, neither hits nor the end of a finding.
+* An exception (`unless`) counts only when it is known to hold; an unknown one excuses nothing.
+* Rules with a clock are evaluated on ticks, and at the end of an update only while they have hits or fire.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from trainvitals.coverage import coverage, not_checked
+from trainvitals.diagnosis import VerdictMaker
+from trainvitals.events import CATALOGUE, Applied, Boundary, Frame, Item, RunEnd, RunStart, SignalSpec, Tick, split_label
+from trainvitals.findings import CoverageRecord, Finding, FindingState, Verdict
+from trainvitals.followup import Followups
+from trainvitals.reporting import Reporter
+from trainvitals.rule_state import Transition
+from trainvitals.rulelang.compile import Binder, RunInfo
+from trainvitals.rulelang.loader import RuleSet
+from trainvitals.rulelang.windows import Store
+from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, BLANKED_CATEGORIES, MAX_INSTANCES, Watch, Watched, clean_label
+
+Output = Finding | Verdict
+STATE_VERSION = 1
+BLIND_UPDATES = 200
+BLIND_SHARE = 0.2
+"""A rule without one decision after this many updates, or this share of the planned ones, is called blind."""
+
+
+class Engine:
+    """Evaluates rules over the items of one run.
+
+    Args:
+        ruleset: From `rulelang.loader.load_rules`.
+        catalogue: Signals, custom ones included.
+
+    Attributes:
+        step: Newest update seen.
+        verdict: The current verdict; None before the first.
+        findings: The newest 1,000 findings, oldest first.
+        late: Frames that came after their update was closed.
+    """
+
+    def __init__(self, ruleset: RuleSet, *, catalogue: Mapping[str, SignalSpec] = CATALOGUE) -> None:
+        self.ruleset = ruleset
+        self.catalogue = catalogue
+        self.store = Store(catalogue)
+        self.step = 0
+        self.late = 0
+        self.counts: dict[str, int] = {}
+        self.findings: deque[Finding] = deque(maxlen=1000)
+        self.samples: dict[str, int] = {}
+        self._reporter = Reporter(self.store)
+        self._maker = VerdictMaker(ruleset.rules)
+        self._followups = Followups()
+        self._info = RunInfo()
+        self._watched = [Watched(rule, self._labelled(rule.signals, rule.for_each)) for rule in ruleset.rules]
+        self._by_id = {watched.rule.id: watched for watched in self._watched}
+        self._link()
+        self._bound = False
+        self._closed = 0
+        self._open_step: int | None = None
+        self._open_time: float | None = None
+        self._dirty = False
+        self._origin: int | None = None
+        self._blank_until = -1
+        self._blind_at: int | None = None
+        self._ended = False
+        self._known: set[str] = set()
+        self._hot: list[Watch] = []
+        self._steady: list[Watch] = []
+        self._timed: list[Watch] = []
+
+    def _labelled(self, signals: frozenset[str], label: str | None) -> frozenset[str]:
+        return frozenset(name for name in signals if label and name in self.catalogue and self.catalogue[name].label == label)
+
+    def _link(self) -> None:
+        for watched in self._watched:
+            watched.causes = [self._by_id[name] for name in watched.rule.caused_by if name in self._by_id]
+            watched.parts = [self._by_id[name] for name in watched.rule.absorbs if name in self._by_id]
+        for watched in self._watched:
+            for part in watched.parts:
+                part.causes.append(watched)
+
+    # -- items ---------------------------------------------------------------------------------------------------------
+
+    def observe(self, item: Item) -> list[Output]:
+        """Take one item and return what changed, in order; an empty list nearly always."""
+        if isinstance(item, Frame):
+            return self._frame(item)
+        out: list[Output] = []
+        if isinstance(item, Tick):
+            self._tick(item, out)
+        elif isinstance(item, Boundary):
+            self._boundary(item, out)
+        elif isinstance(item, RunStart):
+            self._start(item)
+        elif isinstance(item, Applied):
+            self._apply(item, out)
+        else:
+            self._end(item.step, item.time, out)
+        return out
+
+    def _frame(self, frame: Frame) -> list[Output]:
+        out: list[Output] = []
+        step = frame.step
+        if self._open_step is not None and step > self._open_step:
+            self._close(self._open_step, self._open_time, out)
+        if not self._bound:
+            self._bind()
+        if not self._known.issuperset(frame.values):
+            self._discover(frame)
+        self.store.ingest(frame)
+        if step < self._closed:
+            self.late += 1
+            return out
+        self.step = step
+        self._reporter.latest = frame.values
+        if frame.phase == "eval":
+            self._maker.eval_values(frame.values)
+            self._dirty = True
+        else:
+            self._maker.values(frame.values)
+            if step == self._closed and self._origin is not None:
+                self._dirty = True
+            elif frame.closes:
+                self._close(step, frame.time, out)
+            else:
+                self._open_step, self._open_time = step, frame.time
+        return out
+
+    def _boundary(self, item: Boundary, out: list[Output]) -> None:
+        if self._open_step is not None and item.step > self._open_step:
+            self._close(self._open_step, self._open_time, out)
+        self.store.boundary(item.what, item.step, item.time)
+        if item.what == "eval_begin":
+            self._info.phase = "eval"
+        elif item.what == "save_begin":
+            self._info.phase = "save"
+        elif item.what in {"eval_end", "save_end"}:
+            self._info.phase = "train"
+        if item.what in BLANK_AFTER:
+            self._blank_until = item.step + BLANK_UPDATES
+        if item.what == "resume":
+            # The run went back to a checkpoint: what comes now is not late, it is another attempt at the same updates.
+            self._closed = min(self._closed, item.step)
+            self._open_step = None
+            self._maker.rewind(item.step)
+        if item.what == "save_end":
+            path = item.detail.get("path") or item.detail.get("checkpoint") or f"checkpoint-{item.step}"
+            self._maker.checkpoint(item.step, str(path))
+
+    def _tick(self, item: Tick, out: list[Output]) -> None:
+        self.store.tick(item.time)
+        if not self._bound:
+            self._bind()
+        before = len(out)
+        for watch in self._timed:
+            if item.time < watch.next_time or self.step <= watch.warm_until:
+                continue
+            watch.next_time = item.time + (watch.owner.rule.clock_seconds or 0.0)
+            self._evaluate(watch, self.step, item.time, out)
+        if len(out) > before:
+            self._judge(self.step, item.time, out)
+
+    def _start(self, item: RunStart) -> None:
+        self._reporter.run = replace(item, config=dict(item.config))
+        self._maker.trainer = item.trainer
+        self._info = RunInfo(item.trainer, item.framework, item.world_size, item.total_steps, _logging_every(item.config))
+        if item.time is not None:
+            self.store.clock.time = item.time
+        self._bind()
+
+    def _apply(self, item: Applied, out: list[Output]) -> None:
+        if not self._bound:
+            self._bind()
+        owners = [
+            watched for watched in self._watched
+            if any(part.set == item.parameter for part in watched.rule.suggest) and watched.openings
+        ]  # fmt: skip
+        self._reporter.run.config[item.parameter] = item.new
+        self._blank_until = max(self._blank_until, item.step + BLANK_UPDATES)
+        for watched in owners:
+            watched.applied.add(item.parameter)
+            for watch in watched.instances.values():
+                if watch.life.openings:
+                    self._followups.add(watch, item, self.step)
+        self._bind()
+
+    def _end(self, step: int, time: float | None, out: list[Output]) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if not self._bound:
+            self._bind()
+        if self._open_step is not None:
+            self._close(self._open_step, self._open_time, out)
+        elif self._dirty and self._origin is not None:
+            self._close(self.step, time, out)
+        decided = any(watched.decided for watched in self._watched)
+        verdict = self._maker.make(max(step, self.step), not_checked=not_checked(self._watched), decided=decided, final=True)
+        if verdict is not None:
+            out.append(verdict.model_copy(update=self._reporter.envelope(verdict.step or 0, time)))
+
+    def close(self, time: float | None = None) -> list[Output]:
+        """End the run if no `RunEnd` came; returns the last records. Idempotent."""
+        out: list[Output] = []
+        self._end(self.step, time, out)
+        return out
+
+    # -- binding -------------------------------------------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        """Bind all rules to the run as it is now; what they have counted so far stays."""
+        run = self._reporter.run
+        absent = frozenset(self.catalogue) - run.emits if run.emits is not None else frozenset()
+        statuses = {watched.rule.id: watched.status for watched in self._watched}
+        # Own keys (`run.*`) come from the engine itself; a rule may always ask for them.
+        self._binder = Binder(self.store, config=run.config, run=self._info, absent=absent, rules=statuses)
+        self._bound = True
+        for watched in self._watched:
+            if watched.off == "error":
+                continue
+            try:
+                self._bind_rule(watched)
+            except Exception as error:
+                watched.off, watched.reason = "error", f"{type(error).__name__}: {error}"
+        self._arrange()
+
+    def _bind_rule(self, watched: Watched) -> None:
+        rule, trainer = watched.rule, self._info.trainer
+        watched.off = watched.reason = None
+        if rule.trainers and trainer not in rule.trainers and trainer != "unknown":
+            watched.off, watched.reason = "not_applicable", f"applies to {', '.join(rule.trainers)}; this is {trainer}"
+            return
+        if rule.applies_where is not None:
+            holds = self._binder.bind(rule.applies_where, rule.param_values, rule.lets)()
+            if holds is False:
+                watched.off, watched.reason = "not_applicable", f"applies where {rule.applies_where.text}"
+                return
+        if rule.for_each is None:
+            watch = watched.instances.get("") or self._watch(watched, None)
+            watch.bind(self._binder)
+            watched.missing = watch.when.missing
+            if watch.when.status == "inactive":
+                watched.off, watched.reason = "inactive", f"this run does not emit {', '.join(watch.when.missing)}"
+            return
+        if watched.labelled and self._reporter.run.emits is not None and not watched.labelled & self._reporter.run.emits:
+            watched.off, watched.reason = "inactive", f"this run does not emit {', '.join(sorted(watched.labelled))}"
+            watched.missing = tuple(sorted(watched.labelled))
+            return
+        for watch in watched.instances.values():
+            watch.bind(self._binder)
+
+    def _watch(self, watched: Watched, label: tuple[str, str] | None) -> Watch:
+        start = self._origin if self._origin is not None else -1
+        watch = Watch(watched, label, start + watched.rule.warmup if self._origin is not None else 0)
+        watched.instances[label[1] if label else ""] = watch
+        return watch
+
+    def _arrange(self) -> None:
+        """Flat lists for the hot path."""
+        live = [watch for watched in self._watched if watched.off is None for watch in watched.instances.values()]
+        self._hot = [watch for watch in live if watch.owner.rule.clock_seconds is None]
+        self._steady = [watch for watch in self._hot if watch.owner.rule.category not in BLANKED_CATEGORIES]
+        self._timed = [watch for watch in live if watch.owner.rule.clock_seconds is not None]
+
+    def _discover(self, frame: Frame) -> None:
+        """New series keys: perhaps new instances of rules with `for_each`."""
+        fresh = [key for key in frame.values if key not in self._known]
+        self._known.update(fresh[: max(0, 10_000 - len(self._known))])
+        changed = False
+        for key in fresh:
+            name, label, value = split_label(key)
+            if label is None or value is None:
+                continue
+            for watched in self._watched:
+                if watched.off is not None or watched.rule.for_each != label or name not in watched.labelled or value in watched.instances:
+                    continue
+                if len(watched.instances) >= MAX_INSTANCES:
+                    watched.overflow.add(value[:80]) if len(watched.overflow) < 10_000 else None
+                    continue
+                self._watch(watched, (label, value)).bind(self._binder)
+                changed = True
+        if changed:
+            self._arrange()
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def _close(self, step: int, time: float | None, out: list[Output]) -> None:
+        """An update is over: evaluate every rule once."""
+        self._open_step = None
+        self._dirty = False
+        self._closed = step
+        if self._origin is None:
+            self._begin(step)
+        self.store.close_update(step, time)
+        before = len(out)
+        for watch in self._hot if step > self._blank_until else self._steady:
+            if step <= watch.warm_until:
+                continue
+            try:
+                value = watch.read()
+                if value is None:
+                    continue
+                if value is False and watch.calm:
+                    watch.life.decided += 1
+                    continue
+                self._turn(watch, value is True, step, time, out)
+            except Exception as error:
+                self._fail(watch, error, step, time, out)
+        for watch in self._timed:
+            if not watch.calm and step > watch.warm_until:
+                self._evaluate(watch, step, time, out)
+        if self._followups.waiting:
+            out.extend(self._followups.check(self._reporter, step, time))
+        if self._blind_at is not None and step >= self._blind_at:
+            self._look_for_blind(step, time, out)
+        due = self._maker.due(step)
+        if due or len(out) > before:
+            self._judge(step, time, out)
+
+    def _begin(self, step: int) -> None:
+        """The first update of this run that we see: warm-ups count from here."""
+        self._origin = step - 1
+        total = self._info.total_steps
+        for watched in self._watched:
+            for watch in watched.instances.values():
+                watch.warm_until = self._origin + watched.rule.warmup
+            patience = max(20, min(BLIND_UPDATES, round(BLIND_SHARE * total))) if total else BLIND_UPDATES
+            watched.blind_at = self._origin + watched.rule.warmup + patience
+        self._blind_at = min((watched.blind_at or 0 for watched in self._watched), default=None)
+
+    def _evaluate(self, watch: Watch, step: int, time: float | None, out: list[Output]) -> None:
+        try:
+            value = watch.read()
+            if value is not None:
+                self._turn(watch, value is True, step, time, out)
+        except Exception as error:
+            self._fail(watch, error, step, time, out)
+
+    def _turn(self, watch: Watch, hit: bool, step: int, time: float | None, out: list[Output]) -> None:
+        """One decided evaluation off the fast path."""
+        life = watch.life
+        excused = hit and any(bound.read() is True for bound in watch.unless)
+        clear: bool | None = None
+        if life.firing:
+            if watch.clear is None or excused:
+                clear = excused or not hit
+            else:
+                ended = watch.clear.read()
+                clear = ended if isinstance(ended, bool) else None
+        transition = life.feed(hit and not excused, clear, step)
+        watch.calm = life.quiet
+        if transition is not None:
+            watch.owner.refresh(step)
+            self._transition(watch, transition, step, time, out)
+        elif life.firing:
+            watch.owner.status.last_fired = step
+            if not life.flapping:
+                self._while_firing(watch, step, time, out)
+
+    def _transition(self, watch: Watch, transition: Transition, step: int, time: float | None, out: list[Output]) -> None:
+        rule, life = watch.owner.rule, watch.life
+        if transition == "open":
+            if rule.repeat == "never" and life.openings > 1:
+                return
+            watch.count = 0
+            cause = self._cause(watch, step)
+            if cause is None and rule.hold and any(cause.pending for cause in watch.owner.causes):
+                watch.hold_until = step + rule.hold
+                return
+            self._emit(watch, "suppressed" if cause else "firing", step, time, out, suppressed_by=cause)
+        elif transition == "close":
+            watch.hold_until = None
+            if watch.finding_id is not None:
+                self._emit(watch, "resolved", step, time, out)
+        elif transition == "flapping":
+            watch.hold_until = None
+            if rule.repeat != "never":
+                self._emit(watch, "flapping", step, time, out)
+        elif watch.finding_id is not None:
+            watch.count = 0
+            self._emit(watch, "firing" if life.firing else "resolved", step, time, out)
+
+    def _while_firing(self, watch: Watch, step: int, time: float | None, out: list[Output]) -> None:
+        """Things that may happen to a rule that keeps firing: its cause opens or clears, it repeats."""
+        repeat = watch.owner.rule.repeat
+        if watch.hold_until is not None:
+            cause = self._cause(watch, step)
+            if cause is not None or step >= watch.hold_until or not any(cause.pending for cause in watch.owner.causes):
+                watch.hold_until = None
+                self._emit(watch, "suppressed" if cause else "firing", step, time, out, suppressed_by=cause)
+        elif watch.suppressed_by is not None:
+            if self._cause(watch, step) is None:
+                self._emit(watch, "firing", step, time, out)
+        elif isinstance(repeat, int) and watch.finding_id is not None and step - watch.said_at >= repeat:
+            self._emit(watch, "firing", step, time, out)
+
+    def _cause(self, watch: Watch, step: int) -> str | None:
+        """Id of a rule that explains this one now."""
+        owner = watch.owner
+        for cause in owner.causes:
+            if cause.off is None and cause.explains(step, owner.rule.hold):
+                return cause.rule.id
+        return None
+
+    def _emit(
+        self, watch: Watch, state: FindingState, step: int, time: float | None, out: list[Output], *, suppressed_by: str | None = None
+    ) -> None:
+        rule = watch.owner.rule
+        if watch.finding_id is None:
+            watch.finding_id = f"{rule.code}.{watch.owner.openings}"
+        watch.suppressed_by = suppressed_by
+        watch.said_at = step
+        if state == "firing":
+            watch.count += 1
+        place = self._maker.incidents.place(rule.id, step, [one for key, one in self._maker.open.items() if key != watch.finding_id])
+        known = self._maker.open.get(watch.finding_id)
+        incident = (known.incident, place[1]) if known else place
+        finding = self._reporter.finding(watch, state, step, time, suppressed_by=suppressed_by, incident=incident)
+        first = known is None or known.suppressed
+        self._record(finding, watch, out, opening=state == "firing" and first)
+        if state == "resolved":
+            watch.finding_id = watch.suppressed_by = None
+        elif state == "firing" and first:
+            self._absorb(watch, step, time, out)
+
+    def _absorb(self, watch: Watch, step: int, time: float | None, out: list[Output]) -> None:
+        """A composite opened: it speaks for its parts from now on."""
+        for part in watch.owner.parts:
+            for other in part.instances.values():
+                if other.finding_id is not None and other.life.firing and other.suppressed_by is None and not other.life.flapping:
+                    self._emit(other, "suppressed", step, time, out, suppressed_by=watch.owner.rule.id)
+
+    def _record(self, finding: Finding, watch: Watch, out: list[Output], *, opening: bool) -> None:
+        self._maker.take(finding, watch.owner.rule)
+        if opening:
+            self.counts[finding.severity] = self.counts.get(finding.severity, 0) + 1
+        self.findings.append(finding)
+        out.append(finding)
+
+    def _fail(self, watch: Watch, error: Exception, step: int, time: float | None, out: list[Output]) -> None:
+        """A rule raised: it is off for the run, and says so once. Training must not notice."""
+        owner = watch.owner
+        if owner.off == "error":
+            return
+        owner.off, owner.reason = "error", f"{type(error).__name__}: {error}"[:300]
+        owner.status.firing = False
+        for other in owner.instances.values():
+            if other.finding_id is not None:
+                self._maker.open.pop(other.finding_id, None)
+                self._reporter.open_actions.pop(other.finding_id, None)
+        message = f"Rule {owner.rule.id} failed and is off for this run: {owner.reason}"
+        finding = self._reporter.note(owner.rule, "error", message, step, time, severity="warning", finding_id=watch.finding_id)
+        self.findings.append(finding)
+        out.append(finding)
+        self._arrange()
+
+    def _look_for_blind(self, step: int, time: float | None, out: list[Output]) -> None:
+        """Report rules that could not be decided so far, once each, and rules with too many instances."""
+        for watched in self._watched:
+            if watched.blind_at is None or step < watched.blind_at:
+                continue
+            watched.blind_at = None
+            if watched.off is None and watched.overflow:
+                text = f"Only the first {MAX_INSTANCES} values of '{watched.rule.for_each}' are watched; {len(watched.overflow)} more are not."
+                out.append(self._reporter.note(watched.rule, "blind", text, step, time, severity="info"))
+            elif watched.off is None and not watched.decided and not self._irrelevant(watched):
+                reason = next((watch.blind_reason for watch in watched.instances.values()), "no series with its label came")
+                unknown = next((watch.unknown() for watch in watched.instances.values()), sorted(watched.labelled))
+                text = f"Not decided once in {step - (self._origin or 0)} updates: {reason}."
+                out.append(self._reporter.note(watched.rule, "blind", text, step, time, severity="info", unknown=unknown))
+        self._blind_at = min((watched.blind_at for watched in self._watched if watched.blind_at is not None), default=None)
+
+    def _irrelevant(self, watched: Watched) -> bool:
+        """The trainer is unknown, the rule is for particular ones, and nothing of what it reads came: it is not meant."""
+        return self._info.trainer == "unknown" and bool(watched.rule.trainers) and not any(key.partition("{")[0] in watched.rule.signals for key in self._known)
+
+    def _judge(self, step: int, time: float | None, out: list[Output]) -> None:
+        decided = any(watched.decided for watched in self._watched)
+        verdict = self._maker.make(step, not_checked=not_checked(self._watched), decided=decided)
+        if verdict is not None:
+            out.append(verdict.model_copy(update=self._reporter.envelope(step, time)))
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The current verdict."""
+        return self._maker.current
+
+    @property
+    def bound(self) -> bool:
+        """Whether rules are bound to a run."""
+        return self._bound
+
+    def state_of(self, rule_id: str, label: str = "") -> str:
+        """State of a rule instance: one of the nine of notes/rules.md 9.4.
+
+        Raises:
+            KeyError: If there is no such rule.
+        """
+        watched = self._by_id[rule_id]
+        if watched.off is not None:
+            return watched.off
+        watch = watched.instances.get(label) or next(iter(watched.instances.values()), None)
+        if watch is None or (watch.life.decided == 0 and not watch.life.firing):
+            return "warming"
+        return watch.life.state
+
+    def data_of(self, rule_id: str, label: str = "") -> str:
+        """``ok``, ``degraded`` or ``stale``: the quality of what the rule sees now."""
+        watched = self._by_id[rule_id]
+        watch = watched.instances.get(label) or next(iter(watched.instances.values()), None)
+        return self._reporter.data(watch) if watch is not None and watched.off is None else "stale"
+
+    def coverage(self) -> CoverageRecord:
+        """What was looked at and what was not."""
+        return coverage(self._watched, self.ruleset, self.store, self._known, self.late, self._reporter.envelope(self.step, self.store.time))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to continue as if it had not stopped, as JSON can hold it."""
+        from trainvitals.engine_state import save
+
+        return save(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; before or after `RunStart`.
+
+        Raises:
+            ValueError: If the state was written by an incompatible version.
+        """
+        from trainvitals.engine_state import load
+
+        load(self, state)
+
+
+def _logging_every(config: Mapping[str, Any]) -> float | None:
+    value = config.get("logging_steps")
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 else None
+
+
+__all__ = ["STATE_VERSION", "Engine", "clean_label"]

@@ -1,0 +1,153 @@
+"""JSON Schema (2020-12) of rule files and of the test files beside them, for editors; the loader checks much more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainvitals.rulelang import build, model
+from trainvitals.rulelang.fields import ID, NAME
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+Schema = dict[str, Any]
+
+
+def _object(properties: Schema, required: tuple[str, ...] = (), meaning: str = "") -> Schema:
+    made: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    if required:
+        made["required"] = list(required)
+    if meaning:
+        made["description"] = meaning
+    return made
+
+
+def _text(meaning: str, pattern: str = "") -> Schema:
+    made: Schema = {"type": "string", "minLength": 1, "description": meaning}
+    return {**made, "pattern": f"^{pattern}$"} if pattern else made
+
+
+def _expression(meaning: str) -> Schema:
+    return {"type": ["string", "number", "boolean"], "description": f"{meaning} (expression)"}
+
+
+def _whole(low: int, meaning: str, high: int = 100_000) -> Schema:
+    return {"type": "integer", "minimum": low, "maximum": high, "description": meaning}
+
+
+def _named(values: Schema, meaning: str) -> Schema:
+    pattern = f"^{NAME.pattern}$"
+    return {"type": "object", "patternProperties": {pattern: values}, "additionalProperties": False, "description": meaning}
+
+
+def _updates(meaning: str, low: int = 0) -> Schema:
+    return _object({"updates": _whole(low, "Optimizer updates.")}, ("updates",), meaning)
+
+
+def _sustain(meaning: str) -> Schema:
+    inner = {"hits": _whole(1, "Evaluations that must agree.", 10_000), "of": _whole(1, "Evaluations looked at.", 10_000)}
+    return _object(inner, ("hits", "of"), meaning)
+
+
+def _ids(meaning: str) -> Schema:
+    return {"type": "array", "uniqueItems": True, "items": _text("Id of a rule.", ID.pattern), "description": meaning}
+
+
+def _texts(meaning: str) -> Schema:
+    return {"type": "array", "uniqueItems": True, "items": {"type": "string", "minLength": 1}, "description": meaning}
+
+
+def _param() -> Schema:
+    inner = {
+        "default": {"type": "number", "description": "Value in force unless a user tunes it; inside `range`."},
+        "unit": _text("Unit, as in the signal catalogue."),
+        "range": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2, "description": "[lowest, highest] a user may set."},
+        "why": _text("Reason for the value and its source."),
+    }
+    return _object(inner, ("default", "unit", "range"))
+
+
+def _suggestion() -> Schema:
+    native = _text("Native name of the parameter.")
+    also = _object({"set": native, "to": _expression("New value"), "why": _text("Reason.")}, ("set", "to"))
+    change = {
+        "set": native, "to": _expression("New value"), "if": _expression("Made only when it holds"),
+        "also": {"type": "array", "items": also, "description": "Changes that must go along."},
+        "predicts": {"type": "object", "additionalProperties": _expression("Value expected"), "description": "Signal to expected value."},
+        "why": _text("Reason."), "costs": _text("What gets worse."), "restart": {"enum": ["live", "required"]},
+        "objective": {"type": "boolean", "description": "The change alters what is optimised."},
+    }  # fmt: skip
+    look = {"inspect": _text("What to look at."), "if": _expression("Made only when it holds"), "why": _text("Reason.")}
+    return {"oneOf": [_object(change, ("set", "to")), _object(look, ("inspect",))]}
+
+
+def rule_schema() -> Schema:
+    """Schema of ``<id>.yaml``."""
+    trainers = {"oneOf": [{"const": "any"}, {"type": "array", "items": {"enum": list(model.TRAINERS)}, "uniqueItems": True}]}
+    families = "|".join(model.CODE_FAMILIES)
+    action = {"gate": {"enum": ["fail", "warn", "none"]}, "stop": {"enum": ["never", "offer"]}, "log": {"enum": list(build.LOGS)}}
+    docs = {
+        "explain": _text("What it means."), "look_first": _text("First thing to look at."),
+        "false_positives": _texts("When it is wrong."), "references": _texts("Sources."),
+    }  # fmt: skip
+    properties: Schema = {
+        "id": _text("Id; equals the file name without .yaml.", ID.pattern),
+        "code": _text("Short code.", f"(?:{families})[0-9]{{3}}"),
+        "version": _text("Version of the rule, major.minor.patch.", r"[0-9]+\.[0-9]+\.[0-9]+"),
+        "title": _text("The fault in words."),
+        "category": {"enum": list(model.CATEGORIES)},
+        "severity": {"enum": list(model.SEVERITY_WORDS)},
+        "applies_to": _object({"trainers": trainers, "where": _expression("Over config.X and run.X, decided once a run")}),
+        "params": _named(_param(), "Named thresholds."),
+        "let": _named(_expression("Named value; may use earlier ones"), "Named expressions."),
+        "when": _expression("Condition"),
+        "sustain": _sustain("How persistent the condition must be; default 1 of 1."),
+        "clear": _expression("End condition; default: `when` is false"),
+        "clear_sustain": _sustain("How persistent the end must be."),
+        "warmup": _updates("Updates before the first evaluation."),
+        "clock": _object({"seconds": {"type": "number", "minimum": 0.1, "maximum": 86400}}, ("seconds",), "Evaluate on timer ticks."),
+        "unless": _named(_expression("Exception"), "Named exceptions."),
+        "for_each": _text("Label: one instance per label value."),
+        "caused_by": _ids("Rules that explain this one when they fire."),
+        "absorbs": _ids("Rules that this one speaks for."),
+        "hold": _updates("A cause that fired explains this rule for so many updates."),
+        "repeat": {"oneOf": [{"enum": ["on-change", "never"]}, _updates("Say it again.", 1)]},
+        "required": {"type": "boolean", "description": "A gate answers 'could not tell' when this rule was blind."},
+        "message": _text("Measurement and meaning; {expr} or {expr:format} for values."),
+        "advice": _text("What to do; same form as `message`."),
+        "suggest": {"type": "array", "items": _suggestion(), "description": "Typed changes."},
+        "expect": _object({"that": _expression("Condition"), "within": _updates("", 1)}, ("that", "within"), "What should hold after a change."),
+        "action": _object(action, meaning="What the rule may do beside telling."),
+        "verdict": {"enum": list(model.VERDICT_STATES), "description": "State of the run that the rule leads to."},
+        "docs": _object(docs, meaning="Prose for people."),
+    }
+    return {"$schema": DIALECT, "title": "trainvitals rule", **_object(properties, build.REQUIRED)}
+
+
+def rule_test_schema() -> Schema:
+    """Schema of ``<id>.test.yaml``."""
+    config = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+    run = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+    given = _object({"trainer": _text("Trainer of the run."), "config": config, "run": run}, meaning="The run that the cases happen in.")
+    step = {"type": "integer", "minimum": 0}
+    between = {"type": "array", "items": step, "minItems": 2, "maxItems": 2}
+    expectation = _object(
+        {
+            "never": _text("State that may not occur."), "always": _text("State that holds throughout."), "at": step, "until": step,
+            "fires_between": between, "resolves_between": between, "times": step, "state": _text("State of the rule."),
+            "severity": {"enum": list(model.SEVERITY_WORDS)}, "data": {"enum": ["ok", "degraded", "stale"]},
+            "message_has": {"anyOf": [_text("Part of the message."), _texts("Parts of the message.")]},
+            "suggests": {"type": "object", "description": "Parameter to {from, to}.", "additionalProperties": {"type": ["object", "string", "number", "boolean"]}},
+            "instance": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    )  # fmt: skip
+    cases = _object(
+        {
+            "name": _text("What the case shows."), "given": given, "from": _text("A recorded log to replay."),
+            "series": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Signal to series: '0.4x60 0.4..0.02x40 0.4~0.03x60 _x5 nan'."},
+            "every": {"anyOf": [step, {"type": "object", "additionalProperties": step}]},
+            "boundaries": {"type": "array", "items": {"type": "object"}}, "seconds": {"type": ["number", "string"]},
+            "expect": {"type": "array", "items": expectation, "minItems": 1}, "todo": _text("Why it must keep failing."),
+        },
+        ("name", "expect"),
+    )  # fmt: skip
+    properties = {"rule": _text("Id of the rule.", ID.pattern), "given": given, "cases": {"type": "array", "items": cases, "minItems": 1}}
+    return {"$schema": DIALECT, "title": "trainvitals rule test", **_object(properties, ("rule", "cases"))}

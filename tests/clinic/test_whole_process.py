@@ -1,0 +1,99 @@
+"""What only a whole process shows: the demo, a kill in mid-training, a resumed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainvitals.integrations import demo, tiny
+from trainvitals.integrations.trl import attach
+
+pytestmark = [pytest.mark.slow, pytest.mark.trl]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "vitals" / "rank0.jsonl").read_text().splitlines()]
+
+
+def test_the_demo_shows_both_faults(tmp_path, capfd):
+    assert demo.main(["--output", str(tmp_path)]) == 0
+    said = capfd.readouterr().err
+    assert "[TRL] WARNING: Clip ratio outside [0.8, 1.2] for " in said
+    assert "Advantage signal has collapsed. Consider revisiting your reward function." in said
+    assert said.index("(clip-ratio-high") < said.index("(advantage-collapse")
+    assert "\nvitals_verdict: " in said
+    assert "trainvitals check" in said
+    fired = {record["rule"]["id"] for record in records(tmp_path) if record["kind"] == "finding" and record["state"] == "firing"}
+    assert {"clip-ratio-high", "advantage-collapse"} <= fired
+
+
+def test_the_healthy_demo_says_nothing_but_the_end_block(tmp_path, capfd):
+    assert demo.main(["--healthy", "--output", str(tmp_path)]) == 0
+    said = capfd.readouterr().err
+    assert "WARNING" not in said
+    assert "ERROR" not in said
+    assert "\nvitals_verdict: " in said
+
+
+def test_a_killed_training_leaves_an_end_block_and_whole_records(tmp_path):
+    script = textwrap.dedent(f"""
+        import torch; torch.set_num_threads(1)
+        from trainvitals.integrations import tiny
+        from trainvitals.integrations.trl import attach
+        trainer = tiny.sft({str(tmp_path)!r}, max_steps=100000)
+        attach(trainer)
+        trainer.train()
+    """)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "err").open("w") as err:
+        child = subprocess.Popen([sys.executable, "-c", script], stderr=err, stdout=subprocess.DEVNULL, env=env)
+        path = tmp_path / "vitals" / "rank0.jsonl"
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not (path.exists() and path.stat().st_size > 20000):
+            time.sleep(0.2)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == -signal.SIGTERM
+    assert "\nvitals_verdict: " in (tmp_path / "err").read_text()
+    last = records(tmp_path)[-1]
+    assert (last["kind"], last["status"]) == ("run_end", "killed")
+
+
+def test_a_resumed_run_says_what_an_uninterrupted_one_says(tmp_path):
+    settings = {"learning_rate": 5e-4, "lr_scheduler_type": "constant", "save_steps": 50, "save_strategy": "steps"}
+
+    def train(folder: str, resume: bool, stop: int | None = None) -> Any:
+        trainer = tiny.grpo(folder, reward=demo.reward_with_parser(30), max_steps=90, **settings)
+        callback = attach(trainer, console=False)
+        if stop is not None:
+            trainer.add_callback(_stop_at(stop))
+        trainer.train(resume_from_checkpoint=True if resume else None)
+        return callback.monitor
+
+    whole = train(str(tmp_path / "whole"), resume=False)
+    train(str(tmp_path / "parts"), resume=False, stop=50)
+    resumed = train(str(tmp_path / "parts"), resume=True)
+    opened = {f.rule.id: f.step for f in whole.findings if f.state == "firing"}
+    again = {r["rule"]["id"]: r["step"] for r in records(tmp_path / "parts") if r["kind"] == "finding" and r["state"] == "firing"}
+    assert "advantage-collapse" in opened
+    assert again == opened
+    assert resumed.step == whole.step == 90
+
+
+def _stop_at(step: int) -> Any:
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                control.should_training_stop = True
+
+    return Stop()
