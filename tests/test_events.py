@@ -46,7 +46,7 @@ def test_frame_packs_and_unpacks_events() -> None:
     assert (frame.step, frame.time, frame.closes) == (7, 12.5, True)
 
 
-@given(st.dictionaries(st.sampled_from([f for f in PolicyEvent.model_fields]), st.floats(allow_nan=False), max_size=6))
+@given(st.dictionaries(st.sampled_from(list(PolicyEvent.model_fields)), st.floats(allow_nan=False), max_size=6))
 def test_packing_is_lossless(fields: dict[str, float]) -> None:
     frame = Frame.of(1, [PolicyEvent(**fields)])
     assert frame.values == {f"policy.{name}": value for name, value in fields.items()}

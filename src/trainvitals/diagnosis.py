@@ -31,9 +31,8 @@ STATE_OF: Mapping[Category, VerdictState] = {
 HARMLESS: frozenset[Category] = frozenset({"efficiency", "config"})
 """Findings of these categories waste resources but leave the weights healthy: they do not move `last_healthy_step`."""
 _ORDER: Mapping[Category, int] = {
-    name: index
-    for index, name in enumerate(("data", "config", "numerics", "stall", "ood-drift", "collapse", "over-optimization", "efficiency"))
-}  # type: ignore[assignment]
+    "data": 0, "config": 1, "numerics": 2, "stall": 3, "ood-drift": 4, "collapse": 5, "over-optimization": 6, "efficiency": 7,
+}  # fmt: skip
 """Earlier explains later (notes/pathologies.md 4.17)."""
 _WEIGHT: Mapping[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 

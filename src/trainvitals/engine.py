@@ -24,7 +24,7 @@ from typing import Any
 from trainvitals.coverage import coverage, not_checked
 from trainvitals.diagnosis import VerdictMaker
 from trainvitals.events import CATALOGUE, Applied, Boundary, Frame, Item, RunEnd, RunStart, SignalSpec, Tick, split_label
-from trainvitals.findings import CoverageRecord, Finding, FindingState, Verdict
+from trainvitals.findings import CoverageRecord, Finding, FindingState, Term, Verdict
 from trainvitals.followup import Followups
 from trainvitals.reporting import Reporter
 from trainvitals.rule_state import Transition
@@ -314,12 +314,13 @@ class Engine:
                 continue
             try:
                 value = watch.read()
-                if value is None:
-                    continue
-                if value is False and watch.calm:
-                    watch.life.decided += 1
-                    continue
-                self._turn(watch, value is True, step, time, out)
+                if watch.calm:
+                    if value is None:
+                        continue
+                    if value is False:
+                        watch.life.decided += 1
+                        continue
+                self._turn(watch, value, step, time, out)
             except Exception as error:
                 self._fail(watch, error, step, time, out)
         for watch in self._timed:
@@ -346,24 +347,20 @@ class Engine:
 
     def _evaluate(self, watch: Watch, step: int, time: float | None, out: list[Output]) -> None:
         try:
-            value = watch.read()
-            if value is not None:
-                self._turn(watch, value is True, step, time, out)
+            self._turn(watch, watch.read(), step, time, out)
         except Exception as error:
             self._fail(watch, error, step, time, out)
 
-    def _turn(self, watch: Watch, hit: bool, step: int, time: float | None, out: list[Output]) -> None:
-        """One decided evaluation off the fast path."""
+    def _turn(self, watch: Watch, value: object, step: int, time: float | None, out: list[Output]) -> None:
+        """One evaluation off the fast path. The end of a finding can be known while its condition is not."""
         life = watch.life
-        excused = hit and any(bound.read() is True for bound in watch.unless)
+        hit = value if isinstance(value, bool) else None
+        excused = hit is True and any(bound.read() is True for bound in watch.unless)
         clear: bool | None = None
         if life.firing:
-            if watch.clear is None or excused:
-                clear = excused or not hit
-            else:
-                ended = watch.clear.read()
-                clear = ended if isinstance(ended, bool) else None
-        transition = life.feed(hit and not excused, clear, step)
+            ended = True if excused else watch.clear.read() if watch.clear is not None else None if hit is None else not hit
+            clear = ended if isinstance(ended, bool) else None
+        transition = life.feed(hit and not excused, clear, step) if hit is not None or clear is not None else None
         watch.calm = life.quiet
         if transition is not None:
             watch.owner.refresh(step)
@@ -508,25 +505,32 @@ class Engine:
         """Whether rules are bound to a run."""
         return self._bound
 
-    def state_of(self, rule_id: str, label: str = "") -> str:
-        """State of a rule instance: one of the nine of notes/rules.md 9.4.
+    def states(self, rule_id: str) -> dict[str, str]:
+        """State of every instance of a rule by label value (``""`` without `for_each`).
+
+        ``not_applicable``, ``inactive``, ``warming``, ``ok``, ``pending``, ``firing``, ``clearing``, ``flapping`` or ``error``.
 
         Raises:
             KeyError: If there is no such rule.
         """
         watched = self._by_id[rule_id]
-        if watched.off is not None:
-            return watched.off
-        watch = watched.instances.get(label) or next(iter(watched.instances.values()), None)
-        if watch is None or (watch.life.decided == 0 and not watch.life.firing):
-            return "warming"
-        return watch.life.state
+        if watched.off is not None or not watched.instances:
+            return {"": watched.off or "warming"}
+        return {key: watch.life.state if watch.life.decided else "warming" for key, watch in watched.instances.items()}
 
     def data_of(self, rule_id: str, label: str = "") -> str:
         """``ok``, ``degraded`` or ``stale``: the quality of what the rule sees now."""
         watched = self._by_id[rule_id]
         watch = watched.instances.get(label) or next(iter(watched.instances.values()), None)
         return self._reporter.data(watch) if watch is not None and watched.off is None else "stale"
+
+    def explain(self, rule_id: str) -> dict[str, list[Term]]:
+        """The condition of a rule with its values at this moment, per instance label (empty text without labels).
+
+        Raises:
+            KeyError: If there is no such rule.
+        """
+        return {label: watch.when.explain() for label, watch in self._by_id[rule_id].instances.items()}
 
     def coverage(self) -> CoverageRecord:
         """What was looked at and what was not."""

@@ -67,7 +67,7 @@ class Followups:
             text = f"Changing {change} at step {note['start']} could not be verified: {expect.that.text} is unknown."
         else:
             text = f"Changing {change} at step {note['start']} did not help: {expect.that.text} does not hold after {step - note['start']} updates."
-        state = "confirmed" if worked else "no_effect"
         return reporter.note(
-            watch.owner.rule, state, text, step, time, severity="info" if worked else "warning", finding_id=note["finding_id"], label=watch.label
-        )  # type: ignore[arg-type]
+            watch.owner.rule, "confirmed" if worked else "no_effect", text, step, time, severity="info" if worked else "warning",
+            finding_id=note["finding_id"], label=watch.label,
+        )  # fmt: skip

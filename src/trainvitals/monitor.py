@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Status = Literal["completed", "interrupted", "failed", "killed"]
 STATE_VERSION = 1
+INTERNAL = "internal"
+"""Rule id of the records about faults of our own."""
 
 
 class Monitor:
@@ -100,8 +102,7 @@ class Monitor:
         self.bus.subscribe("recorder", self._recorder)
         self.bus.subscribe("engine", self._observe)
         self.bus.subscribe("count", self._count)
-        if self._console is not None:
-            self.bus.subscribe("console", self._console)
+        self.bus.subscribe("console", self._print)
         self.bus.subscribe("end", self._end)
         atexit.register(_close_at_exit, weakref.ref(self))
         if run is not None:
@@ -278,6 +279,11 @@ class Monitor:
         for record in self.engine.observe(item):
             self.bus.publish(record)
 
+    def _print(self, record: Any) -> None:
+        # Faults of ours were told by `_failed` already, without the limits of the console.
+        if self._console is not None and not (isinstance(record, Finding) and record.rule.id == INTERNAL):
+            self._console(record)
+
     def _count(self, record: Any) -> None:
         if isinstance(record, Verdict) and record.final:
             self._final = record
@@ -353,7 +359,7 @@ class Monitor:
         self._notice(text.removeprefix("trainvitals: "))
         if where == "recorder":
             return  # there is nobody left to write it down
-        rule = RuleRef(id="internal", code="INT000", version=__version__)
+        rule = RuleRef(id=INTERNAL, code="INT000", version=__version__)
         record = Finding(
             finding_id=f"internal-{where}",
             fingerprint=f"internal-{where}",

@@ -1,7 +1,7 @@
 """Life cycle of one rule instance: from true and false to opened and closed.
 
-A `Life` knows no rules, signals or records. It is fed one decided value per evaluation and answers with the transition
-that happened, if any. Unknown values are never fed: they neither fill nor empty a counter. Everything in it is a number,
+A `Life` knows no rules, signals or records. It is fed the values of one evaluation at a time and answers with the transition
+that happened, if any. Unknown neither fills nor empties a counter. Everything in it is a number,
 so that it can be saved in a checkpoint and continue exactly where it stopped.
 """
 
@@ -52,18 +52,19 @@ class Life:
         self.openings = 0
         self.changes: list[int] = []  # evaluation counts at which it opened or closed, newest last, at most FLAP_CHANGES + 1
 
-    def feed(self, hit: bool, clear: bool | None, step: int) -> Transition | None:
-        """Take one decided evaluation.
+    def feed(self, hit: bool | None, clear: bool | None, step: int) -> Transition | None:
+        """Take one evaluation, of which at least one part was decided.
 
         Args:
-            hit: Value of the condition.
+            hit: Value of the condition; None when it is unknown.
             clear: Value of the end condition; None when it is unknown.
             step: Optimizer update of the evaluation.
         """
         self.decided += 1
-        if hit and not self.bits:
-            self.onset = step
-        self.bits = ((self.bits << 1) | hit) & self.mask
+        if hit is not None:
+            if hit and not self.bits:
+                self.onset = step
+            self.bits = ((self.bits << 1) | hit) & self.mask
         if self.firing:
             if clear is not None:
                 self.clear_bits = ((self.clear_bits << 1) | clear) & self.clear_mask

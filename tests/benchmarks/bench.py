@@ -59,9 +59,9 @@ def grpo_rows(count: int = 997) -> list[dict[str, float]]:
             "rewards/format/mean": 0.80 + 0.02 * random.gauss(0, 1), "rewards/format/std": 0.31 + 0.01 * random.gauss(0, 1),
             "rewards/length/mean": 0.10 + 0.01 * random.gauss(0, 1), "rewards/length/std": 0.12 + 0.01 * random.gauss(0, 1),
             "reward": 1.45 + 0.05 * wave, "reward_std": 0.52 + 0.02 * random.gauss(0, 1), "frac_reward_zero_std": 0.2 + 0.05 * random.random(),
-            "kl": 0.012 + 0.001 * random.gauss(0, 1), "entropy": 0.82 + 0.02 * random.gauss(0, 1), "clip_ratio/low_mean": 0.004 + 0.001 * random.random(),
-            "clip_ratio/low_min": 0.0, "clip_ratio/high_mean": 0.006 + 0.001 * random.random(), "clip_ratio/high_max": 0.02,
-            "clip_ratio/region_mean": 0.010 + 0.002 * random.random(), "sampling/sampling_logp_difference/mean": 0.011 + 0.001 * random.random(),
+            "kl": 0.012 + 0.001 * random.gauss(0, 1), "entropy": 0.82 + 0.02 * random.gauss(0, 1), "clip_ratio/low_mean": 0.0004 + 0.0001 * random.random(),
+            "clip_ratio/low_min": 0.0, "clip_ratio/high_mean": 0.0006 + 0.0001 * random.random(), "clip_ratio/high_max": 0.02,
+            "clip_ratio/region_mean": 0.001 + 0.0002 * random.random(), "sampling/sampling_logp_difference/mean": 0.011 + 0.001 * random.random(),
             "sampling/sampling_logp_difference/max": 0.4 + 0.1 * random.random(), "sampling/importance_sampling_ratio/min": 0.7,
             "sampling/importance_sampling_ratio/mean": 0.999 + 0.001 * random.random(), "sampling/importance_sampling_ratio/max": 1.4,
             "step_time": 6.0 + 0.2 * random.gauss(0, 1), "epoch": 0.001 * index, "advantages/mean": 0.0, "advantages/std": 0.98,
@@ -89,7 +89,9 @@ class Ours:
         self.bus.subscribe("engine", self._observe)
         config = {"num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-6, "beta": 0.01,
                   "epsilon": 0.2, "max_completion_length": 256, "temperature": 1.0, "num_iterations": 2, "max_grad_norm": 1.0}  # fmt: skip
-        self.bus.publish(events.RunStart("bench", trainer="grpo", framework="trl", config=config, total_steps=1_000_000, time=0.0))
+        emits = frozenset(events.split_label(key)[0] for key in self.mapper.frame(grpo_rows(1)[0], step=0).values)
+        start = events.RunStart("bench", trainer="grpo", framework="trl", config=config, total_steps=1_000_000, time=0.0, emits=emits)
+        self.bus.publish(start)
         self.step = 0
 
     def _observe(self, item: Any) -> None:

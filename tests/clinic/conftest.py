@@ -17,6 +17,8 @@ torch = pytest.importorskip("torch", reason="the clinic trains and needs the ext
 pytest.importorskip("trl", reason="the clinic trains and needs the extra 'trl'")
 torch.set_num_threads(1)
 
+import transformers  # noqa: E402
+
 from trainvitals.integrations.trl import attach  # noqa: E402
 
 
@@ -49,6 +51,7 @@ def observe() -> Callable[..., Patient]:
     """Attach, train, and report what was said."""
 
     def run(trainer: Any, **kwargs: Any) -> Patient:
+        trainer.remove_callback(transformers.PrinterCallback)
         console = io.StringIO()
         callback = attach(trainer, console=console, fail_soft=False, **kwargs)
         trainer.train()

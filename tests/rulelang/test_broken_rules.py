@@ -38,7 +38,13 @@ BROKEN: list[tuple[str, str, str, int, int]] = [
     ("duplicate key", changed(3, "title: A\ntitle: B"), "E412", 4, 1),
     ("unknown field", changed(3, "title: A\nseverty: info"), "E420", 4, 1),
     ("unknown field inside", changed(11, "sustain: {hits: 8, offs: 40, of: 40}"), "E420", 11, 20),
-    ("unknown field of a parameter", changed(7, "  low: {default: 0.1, unit: reward, range: [0, 1], why: x, max: 3}"), "E420", 7, 60),
+    (
+        "unknown field of a parameter",
+        changed(7, "  low: {default: 0.1, unit: reward, range: [0, 1], why: x, max: 3}"),
+        "E420",
+        7,
+        60,
+    ),
     ("missing title", changed(3, ""), "E421", 1, 1),
     ("missing when", changed(10, ""), "E421", 1, 1),
     ("number as title", changed(3, "title: 5"), "E422", 3, 8),
@@ -98,7 +104,13 @@ BROKEN: list[tuple[str, str, str, int, int]] = [
     ("template: empty slot", changed(12, 'message: "Spread is {}."'), "E453", 12, 22),
     ("unknown rule", changed(3, "title: A\ncaused_by: [other-rule]"), "E501", 4, 13),
     ("own cause", changed(3, "title: A\ncaused_by: [my-rule]"), "E502", 4, 13),
-    ("predicts an unknown signal", changed(3, "title: A\nsuggest:\n- {set: beta, to: 1, predicts: {reward.meen: 1}}"), "E103", 5, 33),
+    (
+        "predicts an unknown signal",
+        changed(3, "title: A\nsuggest:\n- {set: beta, to: 1, predicts: {reward.meen: 1}}"),
+        "E103",
+        5,
+        33,
+    ),
     ("suggestion without to", changed(3, "title: A\nsuggest:\n- {set: beta}"), "E421", 5, 3),
     ("syntax error in an expression", changed(10, "when: spread < low )"), "E451", 10, 20),
     ("syntax error in a folded expression", changed(10, "when: >-\n  spread < low\n  && spread < 1"), "E454", 12, 3),
@@ -161,7 +173,10 @@ def test_all_problems_of_all_files_at_once(tmp_path: Path) -> None:
     ("text", "code"),
     [
         (changed(11, "sustain: {hits: 5, of: 5}"), "W601"),
-        (changed(9, "  spread: mean(reward.group_std_mean, updates=20) - frozen_median(reward.group_std_mean, updates=50)"), "W602"),
+        (
+            changed(9, "  spread: mean(reward.group_std_mean, updates=20) - frozen_median(reward.group_std_mean, updates=50)"),
+            "W602",
+        ),
         (changed(7, "  low: {default: 0.1, unit: reward, range: [0, 1]}"), "W603"),
     ],
 )

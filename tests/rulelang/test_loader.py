@@ -96,7 +96,9 @@ def test_custom_signals(tmp_path: Path) -> None:
     path = rule(tmp_path, "a-one", when="custom.passed < 0.5")
     with pytest.raises(RuleError, match="E103"):
         load_rules([path])
-    assert load_rules([path], custom=[custom_signal("custom.passed", "fraction", "Tests passed.", low=0, high=1)]).by_id["a-one"].signals == {"custom.passed"}
+    assert load_rules([path], custom=[custom_signal("custom.passed", "fraction", "Tests passed.", low=0, high=1)]).by_id[
+        "a-one"
+    ].signals == {"custom.passed"}
 
 
 def test_digest_ignores_comments_and_sees_changes(tmp_path: Path) -> None:
@@ -114,13 +116,20 @@ def test_digest_ignores_comments_and_sees_changes(tmp_path: Path) -> None:
 
 def test_defaults_and_frozen(tmp_path: Path) -> None:
     one = load_rules([rule(tmp_path, "a-one")]).rules[0]
-    assert (one.version, one.trainers, one.warmup, one.repeat, one.required, one.action.gate) == ("1.0.0", (), 0, "on-change", False, "warn")
+    assert (one.version, one.trainers, one.warmup, one.repeat, one.required, one.action.gate) == (
+        "1.0.0",
+        (),
+        0,
+        "on-change",
+        False,
+        "warn",
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.severity = "error"  # type: ignore[misc]
 
 
 def test_template(tmp_path: Path) -> None:
-    path = rule(tmp_path, "a-one", 'advice: "{{x}} {reward.mean:+.3f} of {1 / 2:percent}, {run.trainer == \'a:b\'}"\n')
+    path = rule(tmp_path, "a-one", "advice: \"{{x}} {reward.mean:+.3f} of {1 / 2:percent}, {run.trainer == 'a:b'}\"\n")
     advice = load_rules([path]).rules[0].advice
     assert [part if isinstance(part, str) else (part.expr.text, part.format) for part in advice.parts] == [
         "{x} ", ("reward.mean", "+.3f"), " of ", ("1 / 2", "percent"), ", ", ("run.trainer == 'a:b'", ""),
@@ -144,7 +153,9 @@ def test_builtin_rules_agree_with_the_published_schemas() -> None:
     jsonschema.Draft202012Validator.check_schema(rule_test_schema())
     for path in sorted(rules_folder().rglob("*.yaml")):
         check = test_check if path.stem.endswith(".test") else rule_check
-        found = [f"{path.name}: {error.json_path}: {error.message}" for error in check.iter_errors(yaml.safe_load(path.read_text()))]
+        found = [
+            f"{path.name}: {error.json_path}: {error.message}" for error in check.iter_errors(yaml.safe_load(path.read_text()))
+        ]
         assert found == []
 
 
@@ -161,7 +172,40 @@ SEEDS = (
     "let: {a: 1}\nwhen: >-\n  a < 2\n  and b\n",
     "params:\n  x: {default: 1, unit: ratio, range: [0, 2]}\n",
 )
-PIECES = st.sampled_from(["{", "}", "[", "]", ":", "- ", "\n", "  ", "? ", "&a ", "*a", "!t ", "|\n", ">-\n ", "'", '"', "#", "1e-5", "9" * 50, "\u0430", "\u2028", "\t", "\\x", "when: ", "a.b", "(", ")", "mean(", ",", "\x00"])
+PIECES = st.sampled_from(
+    [
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        "- ",
+        "\n",
+        "  ",
+        "? ",
+        "&a ",
+        "*a",
+        "!t ",
+        "|\n",
+        ">-\n ",
+        "'",
+        '"',
+        "#",
+        "1e-5",
+        "9" * 50,
+        "\u0430",
+        "\u2028",
+        "\t",
+        "\\x",
+        "when: ",
+        "a.b",
+        "(",
+        ")",
+        "mean(",
+        ",",
+        "\x00",
+    ]
+)
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -195,3 +239,10 @@ def test_hostile_input_ends_soon(data: str | bytes) -> None:
     assert problems
     assert "".join(problem.render() for problem in problems[:60])
     assert time.perf_counter() - started < 5.0  # only that it ends: a shared machine can be slow
+
+
+def test_the_example_of_the_readme_is_a_good_rule() -> None:
+    text = (rules_folder() / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    one, problems = parse_rule(text, "README.md", stem="entropy-low")
+    assert one is not None
+    assert problems == []

@@ -47,7 +47,9 @@ def test_every_field_with_reason_and_place(tmp_path: Path) -> None:
     assert (rule.severity, rule.action.gate, rule.action.stop) == ("error", "fail", "offer")
     assert list(rule.unless) == ["early", "late"]
     assert rules.tuned == list(rule.tuned)
-    assert rules.tuned[0].startswith("my-rule: low 0.1 -> 0.01, severity warning -> error, unless late, stop never -> offer (binary reward; ")
+    assert rules.tuned[0].startswith(
+        "my-rule: low 0.1 -> 0.01, severity warning -> error, unless late, stop never -> offer (binary reward; "
+    )
     assert rules.tuned[0].endswith("overrides0.txt:3)")
 
 
@@ -100,7 +102,9 @@ def test_an_exception_never_changes_the_condition_itself(tmp_path: Path) -> None
 def test_bad_entries(tmp_path: Path, entry: str, code: str, line: int, column: int) -> None:
     with pytest.raises(RuleError) as caught:
         load(tmp_path, f"rules:\n  - {entry}\n")
-    assert [(problem.code, problem.line, problem.column) for problem in caught.value.problems if problem.severity == "error"] == [(code, line, column)]
+    assert [(problem.code, problem.line, problem.column) for problem in caught.value.problems if problem.severity == "error"] == [
+        (code, line, column)
+    ]
 
 
 def test_unknown_id_names_the_nearest(tmp_path: Path) -> None:
@@ -112,3 +116,15 @@ def test_missing_file(tmp_path: Path) -> None:
     (tmp_path / "my-rule.yaml").write_text(RULE)
     with pytest.raises(RuleError, match="E427"):
         load_rules([tmp_path / "my-rule.yaml"], overrides=[tmp_path / "absent.yaml"])
+
+
+def test_a_parameter_that_breaks_an_expression_is_refused_where_it_is_set(tmp_path: Path) -> None:
+    text = RULE.replace("params:\n", "params:\n  width: {default: 20, unit: updates, range: [5, 50], why: a source}\n")
+    (tmp_path / "my-rule.yaml").write_text(text.replace("updates=20", "updates=width"))
+    user = tmp_path / "user.txt"
+    user.write_text("rules:\n  - {id: my-rule, params: {width: 30}, reason: r}\n")
+    assert load_rules([tmp_path / "my-rule.yaml"], overrides=[user]).by_id["my-rule"].param_values["width"] == 30
+    user.write_text("rules:\n  - {id: my-rule, params: {width: 20.5}, reason: r}\n")
+    with pytest.raises(RuleError, match="whole number") as caught:
+        load_rules([tmp_path / "my-rule.yaml"], overrides=[user])
+    assert [(problem.code, problem.path, problem.line) for problem in caught.value.problems] == [("E355", str(user), 2)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from trainvitals.events import CATALOGUE, Frame
 from trainvitals.rulelang.windows import Store
-from trainvitals.rulelang.windows_stats import median_deviation
+from trainvitals.rulelang.windows_long import median_deviation
 
 SIGNAL = "policy.entropy"
 FUNCTIONS = ["mean", "sum", "std", "minimum", "maximum", "median", "slope", "delta", "count", "quantile"]

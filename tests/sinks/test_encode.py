@@ -89,7 +89,7 @@ def test_plain_numbers(value: object, expected: object) -> None:
     assert encode.plain(value) == expected
 
 
-class Interval(str, enum.Enum):
+class Interval(enum.StrEnum):
     STEPS = "steps"
 
 

@@ -137,9 +137,8 @@ def read_log(path: str, options: argparse.Namespace) -> Recording:
     for raw, signal in aliases.items():
         if split_label(signal)[0] not in CATALOGUE and not signal.startswith("custom."):
             raise UserError(f"--map {raw}={signal}: no signal {signal!r}", nearest(signal, CATALOGUE) or "see trainvitals signals")
-    more: dict[str, Any] = {"aliases": aliases} if aliases else {}
     try:
-        return read(Path(path), format=options.input_format, mapper_trainer=options.trainer, **more)
+        return read(Path(path), format=options.input_format, mapper_trainer=options.trainer, aliases=aliases)
     except InputError as error:
         where = error.path or path
         at = f":{error.line}" if error.line is not None else ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainvitals.cli import UserError, nearest
 from trainvitals.sinks.encode import one_line
 
 if TYPE_CHECKING:
+    from trainvitals.findings import Term
     from trainvitals.rulelang.loader import RuleSet
     from trainvitals.rulelang.model import Rule, Suggest
 
@@ -144,6 +145,14 @@ def _suggestion(suggestion: Suggest) -> Iterator[str]:
     yield from _wrapped("  - ", "; ".join(parts))
 
 
+def _term(term: Term) -> str:
+    value = "unknown" if term.value is None else term.value
+    unit = f" {term.unit}" if term.unit else ""
+    limit = f", limit {term.limit}" if term.limit is not None else ""
+    means = f" = {term.means}" if term.means else ""
+    return f"{term.expr}{means}: {value}{unit}{limit}"
+
+
 def _values(rule: Rule, ruleset: RuleSet, options: argparse.Namespace) -> Iterator[str]:
     """What the rule saw at a step: its own terms as the engine explains them, else the last value of each signal."""
     from trainvitals.cli.common import pairs, read_log, replay, scalar
@@ -154,14 +163,16 @@ def _values(rule: Rule, ruleset: RuleSet, options: argparse.Namespace) -> Iterat
     for finding in replayed.findings:
         if finding.rule.id == rule.id:
             yield one_line(f"  step {finding.step}: {finding.state}: {finding.message}")
-    explain: Any = getattr(replayed.monitor.engine, "explain", None)
-    terms = explain(rule.id) if explain is not None else []
-    for term in terms:
-        value = "unknown" if term.value is None else term.value
-        unit = f" {term.unit}" if term.unit else ""
-        limit = f", limit {term.limit}" if term.limit is not None else ""
-        means = f" = {term.means}" if term.means else ""
-        yield one_line(f"  {term.expr}{means}: {value}{unit}{limit}")
+    try:
+        explained = replayed.monitor.engine.explain(rule.id)
+    except Exception as error:  # a rule that does not apply to this run may not be bound at all
+        explained = {}
+        yield one_line(f"  not bound to this run ({type(error).__name__})")
+    for label, terms in explained.items():
+        if label:
+            yield one_line(f"  for {label}:")
+        for term in terms:
+            yield one_line(f"  {_term(term)}")
     for name in sorted(rule.signals):
         series = [key for key in replayed.last_values if key.partition("{")[0] == name]
         if not series:

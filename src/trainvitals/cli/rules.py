@@ -61,7 +61,7 @@ def _paths(given: list[str]) -> list[Path]:
     from trainvitals._resources import rules_folder
 
     if not given:
-        return [folder for folder in (rules_folder() / "stable", rules_folder() / "experimental") if folder.is_dir()]
+        return [folder for folder in (rules_folder() / "stable", rules_folder() / "experimental") if any(folder.glob("*.yaml"))]
     paths = [Path(path) for path in given]
     for path in paths:
         if not path.exists():

@@ -108,10 +108,13 @@ def reward_with_parser(breaks_at: int | None) -> Any:
 
     plain, tagged = re.compile(r"(.*)", re.DOTALL), re.compile(r"<answer>(.*)</answer>", re.DOTALL)
 
-    def vowel_share(completions: Sequence[Any], trainer_state: Any = None, **kwargs: Any) -> list[float]:
+    def vowel_share(
+        completions: Sequence[Any], completion_ids: Any = None, trainer_state: Any = None, **kwargs: Any
+    ) -> list[float]:
         broken = breaks_at is not None and trainer_state is not None and trainer_state.global_step >= breaks_at
         matches = [(tagged if broken else plain).search(text_of(completion)) for completion in completions]
-        return [0.0 if match is None else vowels([match.group(1)])[0] for match in matches]
+        answers = ["" if match is None else match.group(1) for match in matches]
+        return vowels(answers, completion_ids)
 
     return vowel_share
 

@@ -2,7 +2,7 @@
 
 The policy is a 2-layer Qwen2 of width 64 with a byte-level tokenizer made in the process. A second of supervised training
 teaches it to answer with a random word of letters and to stop. The task is then to write vowels: the reward is the share of
-vowels among the characters of a completion. Random letters score about 0.2; GRPO reaches 0.9 and more within 150 steps of
+vowels among the characters of a finished completion. Random letters score about 0.2; GRPO reaches 0.9 and more within 150 steps of
 less than 0.1 s on one CPU core.
 """
 
@@ -53,6 +53,7 @@ _WORDS = [
     "blue",
     "red",
 ]
+END_ID = 2  # <|im_end|>, the third special token
 VOWELS = frozenset("aeiouAEIOU")
 Reward = Callable[..., list[float]]
 _POLICIES: dict[tuple[int, int], Any] = {}
@@ -145,10 +146,14 @@ def text_of(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[0]["content"])
 
 
-def vowels(completions: Sequence[Any], **kwargs: Any) -> list[float]:
-    """Reward of the task: share of vowels among the characters of each completion."""
+def vowels(completions: Sequence[Any], completion_ids: Sequence[Sequence[int]] | None = None, **kwargs: Any) -> list[float]:
+    """Reward of the task: share of vowels among the characters; 0 for an answer that was cut off.
+
+    Without the second part the policy unlearns to stop, which `truncated-completions` rightly reports.
+    """
     texts = [text_of(completion) for completion in completions]
-    return [sum(char in VOWELS for char in text) / max(1, len(text)) for text in texts]
+    ended = [True] * len(texts) if completion_ids is None else [END_ID in ids for ids in completion_ids]
+    return [sum(char in VOWELS for char in text) / max(1, len(text)) * end for text, end in zip(texts, ended, strict=True)]
 
 
 def prompts(count: int = 64) -> Any:

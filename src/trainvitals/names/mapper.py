@@ -105,6 +105,7 @@ class Mapper:
     Args:
         trainer: Trainer as the integration knows it (``rloo`` cannot be told from ``grpo`` by names); None: detected.
         framework: Likewise; None: detected.
+        aliases: Raw name to signal, told by the user; they win over every table.
 
     Attributes:
         trainer: Told or detected trainer, ``unknown`` until names say more.
@@ -113,12 +114,13 @@ class Mapper:
         applied: Raw name to signal, for everything read so far.
     """
 
-    def __init__(self, trainer: str | None = None, framework: str | None = None) -> None:
+    def __init__(self, trainer: str | None = None, framework: str | None = None, *, aliases: Mapping[str, str] | None = None) -> None:
         self.trainer = trainer or "unknown"
         self.framework = framework or "unknown"
         self.unknown: set[str] = set()
         self.applied: dict[str, str] = {}
         self._told = (trainer, framework)
+        self._aliases = dict(aliases or {})
         self._keys: set[str] = set()
         self._plans: dict[tuple[str, ...], _Plan] = {}
         self._eval_plans: dict[tuple[str, ...], _Plan] = {}
@@ -177,6 +179,8 @@ class Mapper:
 
         An empty series key means: known, and deliberately not a signal.
         """
+        if raw in self._aliases:
+            return self._aliases[raw], 1.0, self._aliases[raw].startswith("eval.")
         name = split_label(raw)[0]
         if name in CATALOGUE or _CUSTOM.fullmatch(raw):
             return raw, 1.0, name.startswith("eval.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from trainvitals.names import Mapper
@@ -19,13 +20,16 @@ _LOOKED_FOR = "vitals/rank0.jsonl, rank0.jsonl, checkpoint-*/trainer_state.json,
 _STATE = re.compile(r'\{\s*"(?:best_|epoch|eval_steps|global_step|is_|log_history|logging_steps|max_steps|save_steps|total_flos|trial_|train_batch)[^{}]*"log_history"')
 
 
-def read(path: str | Path, *, format: str | None = None, mapper_trainer: str | None = None) -> Recording:
+def read(
+    path: str | Path, *, format: str | None = None, mapper_trainer: str | None = None, aliases: Mapping[str, str] | None = None
+) -> Recording:
     """Read one run from a file, a run folder, or standard input (``-``); gzip is unpacked.
 
     Args:
         path: File, folder or ``-``.
         format: One of `FORMATS`; None: found from the content.
         mapper_trainer: Trainer, where the names do not tell (``rloo``).
+        aliases: Raw name to signal, where no table knows the name.
 
     Raises:
         InputError: Nothing to read, or nothing that any reader understands.
@@ -37,7 +41,7 @@ def read(path: str | Path, *, format: str | None = None, mapper_trainer: str | N
     if name != "-":
         name = _inside(name, notes)
     text = read_text(name)
-    mapper = Mapper(mapper_trainer)
+    mapper = Mapper(mapper_trainer, aliases=aliases)
     reader = {"own": own.read, "trainer_state": trainer_state.read, "jsonl": metrics_jsonl.read, "console": console.read}
     recording = reader[format or detect_format(text)](text, name, mapper)
     recording.notes[:0] = notes

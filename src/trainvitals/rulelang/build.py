@@ -24,6 +24,8 @@ FIELDS = (
 )  # fmt: skip
 REQUIRED = ("id", "code", "title", "category", "severity", "when", "message")
 LOGS = ("stacks", "sample_completions", "memory_snapshot")
+MAX_TEMPLATE = 2_000
+MAX_SLOTS = 32
 _CODE = re.compile(r"([A-Z]{2,3})[0-9]{3}")
 _VERSION = re.compile(r"(?:0|[1-9][0-9]{0,5})(?:\.(?:0|[1-9][0-9]{0,5})){2}")
 _FORMAT = re.compile(r"(?:percent|num|\+?,?(?:\.[0-9]{1,2})?[fgde])")
@@ -39,7 +41,9 @@ class Built:
     problems: list[Problem] = field(default_factory=list)
 
 
-def build(node: Map, *, stem: str, status: model.Status, source: str, signals: Mapping[str, SignalSpec]) -> tuple[Built | None, list[Problem]]:
+def build(
+    node: Map, *, stem: str, status: model.Status, source: str, signals: Mapping[str, SignalSpec]
+) -> tuple[Built | None, list[Problem]]:
     """Read one rule.
 
     Args:
@@ -115,14 +119,26 @@ class _Builder:
         fields = self.fields
         given = fields.scalar_text("id")
         if given is not None and not (ID.fullmatch(given.text) and len(given.text) <= 60):
-            fields.fail(given, "E424", f"id {given.text[:80]!r} is not of the form 'advantage-collapse'", "lower case words joined by '-'")
+            fields.fail(
+                given, "E424", f"id {given.text[:80]!r} is not of the form 'advantage-collapse'", "lower case words joined by '-'"
+            )
         elif given is not None and given.text != stem:
-            fields.fail(given, "E425", f"id {given.text!r} differs from the file name", f"rename the file to {given.text}.yaml, or the id to {stem!r}")
+            fields.fail(
+                given,
+                "E425",
+                f"id {given.text!r} differs from the file name",
+                f"rename the file to {given.text}.yaml, or the id to {stem!r}",
+            )
         code = fields.scalar_text("code")
         if code is not None:
             match = _CODE.fullmatch(code.text)
             if match is None or match[1] not in model.CODE_FAMILIES:
-                fields.fail(code, "E424", f"code {code.text[:80]!r} is not a family and three digits", f"families: {' '.join(model.CODE_FAMILIES)}")
+                fields.fail(
+                    code,
+                    "E424",
+                    f"code {code.text[:80]!r} is not a family and three digits",
+                    f"families: {' '.join(model.CODE_FAMILIES)}",
+                )
         version = fields.scalar_text("version")
         if version is not None and not _VERSION.fullmatch(version.text):
             fields.fail(version, "E424", f"version {version.text[:80]!r} is not of the form 1.0.0")
@@ -134,7 +150,12 @@ class _Builder:
             return None
         labels = sorted({spec.label for spec in self.scope.signals.values() if spec.label})
         if scalar.text not in labels:
-            self.fields.fail(scalar, "E111", f"no signal has the label {scalar.text!r}", nearest(scalar.text, labels) or f"labels: {', '.join(labels)}")
+            self.fields.fail(
+                scalar,
+                "E111",
+                f"no signal has the label {scalar.text!r}",
+                nearest(scalar.text, labels) or f"labels: {', '.join(labels)}",
+            )
             return None
         self.scope.label = scalar.text
         return scalar.text
@@ -148,7 +169,9 @@ class _Builder:
         if isinstance(node, Seq):
             names = inner.texts("trainers")
         elif node is not None and not (isinstance(node, Scalar) and node.text == "any"):
-            inner.fail(node, "E422", f"'applies_to.trainers' must be 'any' or a list, here it is {what(node)}", "write [grpo, rloo]")
+            inner.fail(
+                node, "E422", f"'applies_to.trainers' must be 'any' or a list, here it is {what(node)}", "write [grpo, rloo]"
+            )
         for name in names:
             if name.text not in model.TRAINERS:
                 hint = nearest(name.text, model.TRAINERS) or f"known: {', '.join(model.TRAINERS)}"
@@ -158,7 +181,12 @@ class _Builder:
             seen = sorted(where.signals or where.rules)[0]
             place = inner.get("where")
             assert place is not None
-            inner.fail(place, "E352", f"'applies_to.where' is decided once a run and cannot read {seen!r}", "move it to 'when'; here only config.X and run.X")
+            inner.fail(
+                place,
+                "E352",
+                f"'applies_to.where' is decided once a run and cannot read {seen!r}",
+                "move it to 'when'; here only config.X and run.X",
+            )
         return tuple(name.text for name in names), where
 
     def new_name(self, fields: Fields, key: str) -> bool:
@@ -194,7 +222,9 @@ class _Builder:
             default = inner.number("default", 0.0, low if low > float("-inf") else None, high if high < float("inf") else None)
             why, unit = inner.text("why"), inner.text("unit", "ratio")
             if not why:
-                inner.problems.append(outer.node.keys[key].problem("W603", f"parameter {key!r} has no 'why'", "name the source of the number"))
+                inner.problems.append(
+                    outer.node.keys[key].problem("W603", f"parameter {key!r} has no 'why'", "name the source of the number")
+                )
             if ok:
                 self.scope.params[key] = Param(key, default, unit, low, high, why, f"{name} default")
         return dict(self.scope.params)
@@ -226,6 +256,11 @@ class _Builder:
         if scalar is None:
             return Template("")
         text, where = scalar.text, scalar.where
+        if len(text) > MAX_TEMPLATE or text.count("{") > MAX_SLOTS:
+            self.fields.fail(
+                scalar, "E442", f"'{key}' is longer than {MAX_TEMPLATE} characters or has more than {MAX_SLOTS} braces"
+            )
+            return Template("")
         parts: list[str | Slot] = []
         literal, open_at = "", -1
         position = 0
@@ -243,15 +278,21 @@ class _Builder:
                 literal = ""
             elif open_at >= 0 and mark in ("}", "}}"):
                 slot = self.slot(text[open_at : match.start()], open_at, scalar, key)
-                parts += [slot] if slot else []
+                parts += [slot] if slot is not None else []
                 if mark == "}}":
                     literal = "}"
                 open_at = -1
             else:
-                self.problems.append(where.problem("E440", f"'{mark}' does not match in '{key}'", match.start(), len(mark), "write '{{' or '}}' for a brace"))
+                self.problems.append(
+                    where.problem(
+                        "E440", f"'{mark}' does not match in '{key}'", match.start(), len(mark), "write '{{' or '}}' for a brace"
+                    )
+                )
                 return Template(text)
         if open_at >= 0:
-            self.problems.append(where.problem("E440", f"'{{' is never closed in '{key}'", open_at - 1, 1, "write '{{' for a brace"))
+            self.problems.append(
+                where.problem("E440", f"'{{' is never closed in '{key}'", open_at - 1, 1, "write '{{' for a brace")
+            )
         parts += [literal + text[position:]] if literal + text[position:] else []
         return Template(text.strip(), tuple(parts))
 
@@ -342,7 +383,9 @@ class _Builder:
         if scalar is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,99}", scalar.text):
             inner.fail(scalar, "E424", f"{scalar.text[:80]!r} is not the name of a parameter", "native name, without 'config.'")
         if scalar is not None and scalar.text.startswith("config."):
-            inner.fail(scalar, "E424", f"{scalar.text[:80]!r}: write the native name", f"set: {scalar.text.removeprefix('config.')}")
+            inner.fail(
+                scalar, "E424", f"{scalar.text[:80]!r}: write the native name", f"set: {scalar.text.removeprefix('config.')}"
+            )
         return scalar.text if scalar else ""
 
     def expect(self) -> Expect | None:

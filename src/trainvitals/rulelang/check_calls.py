@@ -61,7 +61,7 @@ def _keywords(checker: _Checker, node: ex.Call, function: Function) -> str | Non
     if missing:
         checker.fail(node, "E204", f"{function.name} needs {', '.join(f'{key}=' for key in missing)}", function.usage)
     axes = [key for key in given if key in function.axes]
-    if function.axes and len(axes) != 1:
+    if function.axes and len(axes) != 1 and set(given) <= set(allowed):
         checker.fail(node, "E204", f"{function.name} needs exactly one of {', '.join(f'{axis}=' for axis in function.axes)}", f"{function.name}(..., updates=20)")
     return axes[0] if axes else None
 

@@ -71,7 +71,7 @@ class Bound:
         signals: Signals that it still reads.
     """
 
-    __slots__ = ("_binder", "_context", "_tree", "expr", "missing", "read", "signals", "status")
+    __slots__ = ("_binder", "_context", "_read", "_tree", "expr", "missing", "signals", "status")
 
     def __init__(self, expr: Expr, tree: Tree, binder: Binder, context: _Context) -> None:
         self.expr = expr
@@ -82,10 +82,17 @@ class Bound:
         self.signals: frozenset[str] = frozenset(context.signals)
         inactive = isinstance(tree, Absent)
         self.status: Literal["full", "degraded", "inactive"] = "inactive" if inactive else "degraded" if context.pruned else "full"
-        self.read: Callable[[], Value] = generate(tree)
+        self._read: Callable[[], Value] | None = None
+
+    @property
+    def read(self) -> Callable[[], Value]:
+        """The generated function, written on first use: most messages and suggestions of a run are never asked for."""
+        if self._read is None:
+            self._read = generate(self._tree)
+        return self._read
 
     def __call__(self) -> Value:
-        """The value now. In a hot loop call ``bound.read`` itself, which saves one call."""
+        """The value now. In a hot loop keep ``bound.read`` and call that, which saves two calls."""
         return self.read()
 
     def slow(self) -> Value:

@@ -171,7 +171,9 @@ class Fields:
         if node is None:
             return ()
         if not isinstance(node, Seq):
-            self.fail(node, "E422", f"'{self.path(key)}' must be a list, here it is {what(node)}", "write [a, b] or one '- a' per line")
+            self.fail(
+                node, "E422", f"'{self.path(key)}' must be a list, here it is {what(node)}", "write [a, b] or one '- a' per line"
+            )
             return ()
         return node.items
 

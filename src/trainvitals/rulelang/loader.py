@@ -163,7 +163,9 @@ def _unique(built: Sequence[Built], problems: list[Problem]) -> None:
         for one in built:
             value = getattr(one.rule, key)
             if value in seen:
-                problems.append(one.node.values[key].problem(code, f"{key} {value!r} is already used", f"by {seen[value].rule.path}"))
+                problems.append(
+                    one.node.values[key].problem(code, f"{key} {value!r} is already used", f"by {seen[value].rule.path}")
+                )
             else:
                 seen[value] = one
 
@@ -175,9 +177,15 @@ def _references(built: Sequence[Built], known: set[str], problems: list[Problem]
             node = one.node.values.get(key)
             for item in node.items if isinstance(node, Seq) else ():
                 if isinstance(item, Scalar) and item.text not in known:
-                    problems.append(item.problem("E501", f"'{key}' names the unknown rule {item.text[:80]!r}", nearest(item.text, known)))
+                    problems.append(
+                        item.problem("E501", f"'{key}' names the unknown rule {item.text[:80]!r}", nearest(item.text, known))
+                    )
         for name in sorted(one.rule.asks - known):
-            problems.append(_place(one.node, name).problem("E501", f"an expression asks about the unknown rule {name[:80]!r}", nearest(name, known)))
+            problems.append(
+                _place(one.node, name).problem(
+                    "E501", f"an expression asks about the unknown rule {name[:80]!r}", nearest(name, known)
+                )
+            )
 
 
 def _place(node: Node, text: str) -> Node:
@@ -226,18 +234,33 @@ def _report_cycle(one: Built, target: str, circle: Sequence[str], problems: list
         node = one.node.values.get(key)
         for item in node.items if isinstance(node, Seq) else ():
             if isinstance(item, Scalar) and item.text == target:
-                problems.append(item.problem("E502", f"rules wait for one another: {' -> '.join(circle)}", "remove one of these edges"))
+                problems.append(
+                    item.problem("E502", f"rules wait for one another: {' -> '.join(circle)}", "remove one of these edges")
+                )
                 return
-    problems.append(_place(one.node, target).problem("E502", f"rules wait for one another: {' -> '.join(circle)}", "remove one of these edges"))
+    problems.append(
+        _place(one.node, target).problem("E502", f"rules wait for one another: {' -> '.join(circle)}", "remove one of these edges")
+    )
 
 
 def _enabled(built: Sequence[Built], known: set[str], enable: Sequence[str], problems: list[Problem]) -> list[Built]:
     """Stable rules, rules of users, and the experimental ones that were named."""
     for name in enable:
         if name != "experimental" and name not in known:
-            problems.append(Problem("E508", f"cannot enable the unknown rule {name!r}", "<enable>", 1, 1, hint=nearest(name, {*known, "experimental"})))
+            problems.append(
+                Problem(
+                    "E508",
+                    f"cannot enable the unknown rule {name!r}",
+                    "<enable>",
+                    1,
+                    1,
+                    hint=nearest(name, {*known, "experimental"}),
+                )
+            )
     everything = "experimental" in enable
-    return [one for one in built if one.rule.status == "stable" or one.rule.source != "builtin" or everything or one.rule.id in enable]
+    return [
+        one for one in built if one.rule.status == "stable" or one.rule.source != "builtin" or everything or one.rule.id in enable
+    ]
 
 
 def _topological(rules: Sequence[Rule]) -> list[Rule]:

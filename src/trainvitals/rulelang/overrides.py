@@ -20,7 +20,9 @@ from trainvitals.events import SignalSpec
 from trainvitals.findings import Severity
 from trainvitals.rulelang import model
 from trainvitals.rulelang.build import Built, read_exceptions
-from trainvitals.rulelang.errors import Problem, nearest
+from trainvitals.rulelang.check import check
+from trainvitals.rulelang.errors import Problem, RuleError, Where, nearest
+from trainvitals.rulelang.expr import Expr, parse
 from trainvitals.rulelang.fields import Fields, what
 from trainvitals.rulelang.model import Rule, RuleAction
 from trainvitals.rulelang.scope import Scope
@@ -57,10 +59,17 @@ def apply(
     for path in paths:
         for fields in _entries(Path(path), problems):
             before = len(problems)
+            fields.only(FIELDS, ("id",))
+            if "reason" not in fields:
+                fields.fail(fields.node, "E506", "an override needs a 'reason'", "it is printed with every finding of the rule")
             rule = _target(fields, rules, known, not_enabled)
             reason = fields.text("reason")
             changed, words = _tune(fields, rule, reason, signals) if rule is not None else (None, [])
             if changed is None or len(problems) > before:
+                continue
+            if not words:
+                hint = "give params, severity, unless, action or disable"
+                fields.fail(fields.node, "E428", f"the entry for {changed.id!r} changes nothing", hint)
                 continue
             line = f"{changed.id}: {', '.join(words)} ({reason}; {fields.node.source.path}:{fields.node.line})"
             rules[changed.id] = replace(changed, tuned=(*changed.tuned, line))
@@ -89,11 +98,7 @@ def _entries(path: Path, problems: list[Problem]) -> list[Fields]:
     entries = []
     for number, node in enumerate(fields.items("rules"), 1):
         if isinstance(node, Map):
-            inner = Fields(node, problems, f"rules[{number}]")
-            inner.only(FIELDS, ("id",))
-            if "reason" not in inner:
-                inner.fail(node, "E506", "an override needs a 'reason'", "it is printed with every finding of the rule")
-            entries.append(inner)
+            entries.append(Fields(node, problems, f"rules[{number}]"))
         else:
             fields.fail(node, "E422", f"'rules' item {number} must be a mapping, here it is {what(node)}")
     return entries
@@ -106,7 +111,12 @@ def _target(fields: Fields, rules: Mapping[str, Rule], known: set[str], not_enab
     if scalar is None:
         return None
     if scalar.text not in known and not optional:
-        fields.fail(scalar, "E505", f"no rule has the id {scalar.text[:80]!r}", nearest(scalar.text, known) or "mark it 'optional: true' if it may be missing")
+        fields.fail(
+            scalar,
+            "E505",
+            f"no rule has the id {scalar.text[:80]!r}",
+            nearest(scalar.text, known) or "mark it 'optional: true' if it may be missing",
+        )
     if scalar.text in not_enabled:
         return None
     return rules.get(scalar.text)
@@ -121,7 +131,12 @@ def _tune(fields: Fields, rule: Rule, reason: str, signals: Mapping[str, SignalS
     for key in group.node.keys if group else ():
         assert group is not None
         if key not in params:
-            group.fail_key(key, "E507", f"rule {rule.id!r} has no parameter {key[:80]!r}", nearest(key, params) or f"it has: {', '.join(params) or 'none'}")
+            group.fail_key(
+                key,
+                "E507",
+                f"rule {rule.id!r} has no parameter {key[:80]!r}",
+                nearest(key, params) or f"it has: {', '.join(params) or 'none'}",
+            )
             continue
         old = params[key]
         at = group.node.values[key]
@@ -137,7 +152,9 @@ def _tune(fields: Fields, rule: Rule, reason: str, signals: Mapping[str, SignalS
         if key in unless:
             outer = fields.names("unless")
             assert outer is not None
-            outer.fail_key(key, "E426", f"rule {rule.id!r} already has an exception {key!r}", "choose another name; exceptions are only added")
+            outer.fail_key(
+                key, "E426", f"rule {rule.id!r} already has an exception {key!r}", "choose another name; exceptions are only added"
+            )
         unless[key] = expr
         words.append(f"unless {key}")
     action, gate_is_set = _action(fields, rule, severity, words)
@@ -145,10 +162,26 @@ def _tune(fields: Fields, rule: Rule, reason: str, signals: Mapping[str, SignalS
     if "disable" in fields:
         disabled = f"{reason} ({place})" if fields.flag("disable") else None
         words.append("disabled" if disabled is not None else "enabled")
-    if not words:
-        fields.fail(fields.node, "E428", f"the entry for {rule.id!r} changes nothing", "give params, severity, unless, action or disable")
-    changed = replace(rule, params=params, severity=severity, unless=unless, action=action, gate_is_set=gate_is_set, disabled=disabled)
+    changed = replace(
+        rule, params=params, severity=severity, unless=unless, action=action, gate_is_set=gate_is_set, disabled=disabled
+    )
+    if changed.params != rule.params:
+        _still_sound(fields, changed, signals)
     return changed, words
+
+
+def _still_sound(fields: Fields, rule: Rule, signals: Mapping[str, SignalSpec]) -> None:
+    """Check the expressions again with the user's parameters: a window must stay whole, a condition reachable."""
+    lets: dict[str, Expr] = {}
+    conditions = [("when", rule.when)] + ([("clear", rule.clear)] if rule.clear is not None else [])
+    for name, expr in [*rule.lets.items(), *conditions]:
+        try:
+            lets[name] = check(parse(expr.text, Where()), signals=signals, params=rule.params, lets=lets, label=rule.for_each)
+        except RuleError as error:
+            first = error.problems[0]
+            message = f"with these parameters {name!r} of rule {rule.id!r} is refused: {first.code} {first.message}"
+            fields.fail_key("params", "E355", message)
+            return
 
 
 def _exceptions(fields: Fields, rule: Rule, signals: Mapping[str, SignalSpec]) -> dict[str, Any]:
@@ -164,7 +197,11 @@ def _action(fields: Fields, rule: Rule, severity: Severity, words: list[str]) ->
     action, is_set = replace(rule.action, gate=gate), rule.gate_is_set
     inner = fields.inner("action", ("gate", "stop"))
     if inner is not None:
-        given = {key: inner.word(key, allowed, "none" if key == "gate" else "never") for key, allowed in (("gate", ("fail", "warn", "none")), ("stop", ("never", "offer"))) if key in inner}
+        given = {
+            key: inner.word(key, allowed, "none" if key == "gate" else "never")
+            for key, allowed in (("gate", ("fail", "warn", "none")), ("stop", ("never", "offer")))
+            if key in inner
+        }
         words += [f"{key} {getattr(action, key)} -> {value}" for key, value in given.items()]
         action, is_set = replace(action, **cast("Any", given)), is_set or "gate" in given
     return action, is_set

@@ -59,7 +59,13 @@ def _param() -> Schema:
     inner = {
         "default": {"type": "number", "description": "Value in force unless a user tunes it; inside `range`."},
         "unit": _text("Unit, as in the signal catalogue."),
-        "range": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2, "description": "[lowest, highest] a user may set."},
+        "range": {
+            "type": "array",
+            "items": {"type": "number"},
+            "minItems": 2,
+            "maxItems": 2,
+            "description": "[lowest, highest] a user may set.",
+        },
         "why": _text("Reason for the value and its source."),
     }
     return _object(inner, ("default", "unit", "range"))
@@ -103,7 +109,9 @@ def rule_schema() -> Schema:
         "clear": _expression("End condition; default: `when` is false"),
         "clear_sustain": _sustain("How persistent the end must be."),
         "warmup": _updates("Updates before the first evaluation."),
-        "clock": _object({"seconds": {"type": "number", "minimum": 0.1, "maximum": 86400}}, ("seconds",), "Evaluate on timer ticks."),
+        "clock": _object(
+            {"seconds": {"type": "number", "minimum": 0.1, "maximum": 86400}}, ("seconds",), "Evaluate on timer ticks."
+        ),
         "unless": _named(_expression("Exception"), "Named exceptions."),
         "for_each": _text("Label: one instance per label value."),
         "caused_by": _ids("Rules that explain this one when they fire."),
@@ -114,7 +122,9 @@ def rule_schema() -> Schema:
         "message": _text("Measurement and meaning; {expr} or {expr:format} for values."),
         "advice": _text("What to do; same form as `message`."),
         "suggest": {"type": "array", "items": _suggestion(), "description": "Typed changes."},
-        "expect": _object({"that": _expression("Condition"), "within": _updates("", 1)}, ("that", "within"), "What should hold after a change."),
+        "expect": _object(
+            {"that": _expression("Condition"), "within": _updates("", 1)}, ("that", "within"), "What should hold after a change."
+        ),
         "action": _object(action, meaning="What the rule may do beside telling."),
         "verdict": {"enum": list(model.VERDICT_STATES), "description": "State of the run that the rule leads to."},
         "docs": _object(docs, meaning="Prose for people."),
@@ -126,7 +136,9 @@ def rule_test_schema() -> Schema:
     """Schema of ``<id>.test.yaml``."""
     config = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
     run = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
-    given = _object({"trainer": _text("Trainer of the run."), "config": config, "run": run}, meaning="The run that the cases happen in.")
+    given = _object(
+        {"trainer": _text("Trainer of the run."), "config": config, "run": run}, meaning="The run that the cases happen in."
+    )
     step = {"type": "integer", "minimum": 0}
     between = {"type": "array", "items": step, "minItems": 2, "maxItems": 2}
     expectation = _object(
@@ -149,5 +161,9 @@ def rule_test_schema() -> Schema:
         },
         ("name", "expect"),
     )  # fmt: skip
-    properties = {"rule": _text("Id of the rule.", ID.pattern), "given": given, "cases": {"type": "array", "items": cases, "minItems": 1}}
+    properties = {
+        "rule": _text("Id of the rule.", ID.pattern),
+        "given": given,
+        "cases": {"type": "array", "items": cases, "minItems": 1},
+    }
     return {"$schema": DIALECT, "title": "trainvitals rule test", **_object(properties, ("rule", "cases"))}

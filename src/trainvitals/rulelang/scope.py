@@ -35,9 +35,7 @@ class Scope:
         self.used: set[str] = set()
         self.label: str | None = None
 
-    def expression(
-        self, text: str, where: Where, problems: list[Problem], kind: Literal["bool", "number"] | None
-    ) -> Expr | None:
+    def expression(self, text: str, where: Where, problems: list[Problem], kind: Literal["bool", "number"] | None) -> Expr | None:
         """Parse and check; None after a problem.
 
         Args:

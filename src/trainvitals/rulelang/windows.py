@@ -11,26 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainvitals.events import Frame, SignalSpec, split_label
+from trainvitals.rulelang.windows_long import MAD_TO_SIGMA, Extreme, Ordered, Slope, Sums, median_deviation, quantile
 from trainvitals.rulelang.windows_series import KEEP, STALE_AFTER, Axis, Clock, Series
 from trainvitals.rulelang.windows_stats import (
-    MAD_TO_SIGMA,
     MIN_SAMPLES,
     MIN_SHARE,
     SHORT,
     Count,
     Delta,
-    Extreme,
-    Ordered,
     ShortMaximum,
     ShortMean,
     ShortMinimum,
     ShortStd,
     ShortSum,
-    Slope,
-    Sums,
     Window,
-    median_deviation,
-    quantile,
 )
 
 __all__ = ["KEEP", "STALE_AFTER", "Axis", "Clock", "Derived", "Frozen", "Series", "Store", "Window"]

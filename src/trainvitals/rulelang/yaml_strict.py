@@ -33,8 +33,16 @@ _NOTATION: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (re.compile(r"[-+]?0[0-9_]+"), "a leading 0 means octal in YAML 1.1 and decimal in 1.2", "drop the 0, or quote it"),
     (re.compile(r"[-+]?0[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?"), "a number starts with a single 0 at most", "drop the 0, or quote it"),
     (re.compile(r"[-+]?0[xob][0-9a-fA-F_]+"), "only decimal numbers are read", "write it in decimal, or quote it"),
-    (re.compile(r"[-+]?[0-9]+(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"), "YAML 1.1 reads this as a base-60 number", "quote it, or write seconds"),
-    (re.compile(r"[-+]?(?=[0-9_.]*_)[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?"), "a number with '_'", "drop the '_', or quote it"),
+    (
+        re.compile(r"[-+]?[0-9]+(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"),
+        "YAML 1.1 reads this as a base-60 number",
+        "quote it, or write seconds",
+    ),
+    (
+        re.compile(r"[-+]?(?=[0-9_.]*_)[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?"),
+        "a number with '_'",
+        "drop the '_', or quote it",
+    ),
     (re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"), "a number must be finite", "quote it if it is text"),
 )
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
@@ -133,21 +141,23 @@ def _offsets(text: str, lines: tuple[str, ...], line: int, column: int, style: s
     elif style:
         at += 1
     for character in text:
+        shown = lines[row] if row < len(lines) else ""
         if not character.isspace():
-            start = (row, at)
-            while row < len(lines) and (at >= len(lines[row]) or lines[row][at] != character):
-                if at >= len(lines[row]):
-                    row, at = row + 1, 0
-                elif lines[row][at] in " \t\\'":
+            while row < len(lines) and (at >= len(shown) or shown[at] in " \t" or (style == '"' and shown[at:] == "\\")):
+                if at < len(shown) and shown[at] in " \t":
                     at += 1
-                else:  # an escape such as \x41: stay where it begins
-                    row, at = start
-                    break
-            if row >= len(lines):
-                row, at = start
-        yield row + 1, at + 1
-        if row < len(lines) and at < len(lines[row]):
-            at += 1
+                else:
+                    row, at = row + 1, 0
+                    shown = lines[row] if row < len(lines) else ""
+        yield min(row + 1, len(lines)), at + 1
+        if at >= len(shown):
+            continue
+        escape = style == '"' and shown[at] == "\\"
+        at += _ESCAPES.get(shown[at + 1 : at + 2], 2) if escape else 2 if style == "'" and character == "'" else 1
+
+
+_ESCAPES = {"x": 4, "u": 6, "U": 10}
+"""Characters of the escapes of a double-quoted text that are longer than two."""
 
 
 def load(data: str | bytes, path: str) -> Node:
@@ -260,7 +270,9 @@ class _Composer:
             hint = "quote texts that hold ': ', ' #', or begin with a special character" if "mapping values" in message else ""
             self.problems.append(Problem("E401", f"not YAML: {message}", self.source.path, line, column, 1, shown, hint))
         except (yaml.YAMLError, ValueError, OverflowError, IndexError, RecursionError) as error:
-            self.problems.append(Problem("E401", f"not YAML: {type(error).__name__}", self.source.path, 1, 1, 1, self.source.line(1)))
+            self.problems.append(
+                Problem("E401", f"not YAML: {type(error).__name__}", self.source.path, 1, 1, 1, self.source.line(1))
+            )
         finally:
             dispose = getattr(parser, "dispose", None)
             if dispose is not None:
@@ -292,7 +304,8 @@ class _Composer:
             self.fail(event, "E403", f"nested deeper than {MAX_DEPTH} levels")
             raise _Stop
         if isinstance(event, yaml.AliasEvent):
-            self.fail(event, "E406", f"alias '*{event.anchor}'", "write the value out", len(event.anchor) + 1)
+            alias = f"*{event.anchor}"
+            self.fail(event, "E406", f"alias '{alias}'", "write the value out", len(alias))
             return None
         if event.anchor is not None:
             self.fail(event, "E406", f"anchor '&{event.anchor}'", "remove it; values are written out", len(event.anchor) + 1)
@@ -363,7 +376,13 @@ class _Composer:
             self.fail(event, "E408", "no value" if not text else f"null value '{text}'", "give a value or remove the key", span)
             return None
         if text.lower() in _TRUTHS:
-            self.fail(event, "E409", f"'{text}' is a truth value to some readers of YAML", f"write {_TRUTHS[text.lower()]}, or quote it", span)
+            self.fail(
+                event,
+                "E409",
+                f"'{text}' is a truth value to some readers of YAML",
+                f"write {_TRUTHS[text.lower()]}, or quote it",
+                span,
+            )
             return None
         if text[0] not in "+-.0123456789":
             return text
