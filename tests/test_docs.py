@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/decisions").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "AGENTS.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/decisions").glob("*.md")),
+]
 FENCE = re.compile(r"^```(\w*)[ ]?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -85,7 +91,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_reachable_from_the_index() -> None:
     """docs/index.md lists every page."""
     listed = {(ROOT / "docs" / target).resolve() for target in LINK.findall((ROOT / "docs" / "index.md").read_text())}
-    missing = [page.name for page in PAGES if page.is_relative_to(ROOT / "docs") and page.stem != "index" and page.resolve() not in listed]
+    missing = [
+        page.name for page in PAGES if page.is_relative_to(ROOT / "docs") and page.stem != "index" and page.resolve() not in listed
+    ]
     assert missing == []
 
 

@@ -22,7 +22,9 @@ from trainvitals.rulelang.errors import RuleError
 from trainvitals.schemas import record_schema
 
 T0 = 1763896072.25
-START = RunStart("run-1", "grpo", "trl", config={"learning_rate": 1e-6, "num_generations": 8, "hub_token": "x"}, total_steps=140, time=T0)
+START = RunStart(
+    "run-1", "grpo", "trl", config={"learning_rate": 1e-6, "num_generations": 8, "hub_token": "x"}, total_steps=140, time=T0
+)
 
 
 def row(step: int, *, bad_from: int = 60) -> dict[str, float]:
@@ -137,7 +139,8 @@ def test_close_twice_and_calls_after_close_do_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(None, "completed"), (ValueError("x"), "failed"), (KeyboardInterrupt(), "interrupted"), (SystemExit(0), "completed")]
+    ("error", "status"),
+    [(None, "completed"), (ValueError("x"), "failed"), (KeyboardInterrupt(), "interrupted"), (SystemExit(0), "completed")],
 )
 def test_the_context_manager_tells_how_it_ended(tmp_path: Path, error: BaseException | None, status: str) -> None:
     try:
@@ -293,7 +296,11 @@ def test_a_resumed_run_continues_file_and_state(tmp_path: Path) -> None:
     assert [line["seq"] for line in lines] == list(range(len(lines)))
     starts = [line for line in lines if line["kind"] == "run_start"]
     assert [line["resumed_from"] for line in starts] == [None, 90]
-    transitions = [(line["rule"]["id"], line["state"], line["step"]) for line in lines if line["kind"] == "finding" and line["state"] != "blind"]
+    transitions = [
+        (line["rule"]["id"], line["state"], line["step"])
+        for line in lines
+        if line["kind"] == "finding" and line["state"] != "blind"
+    ]
     assert transitions == [(f.rule.id, f.state, f.step) for f in whole.findings]
 
 

@@ -36,7 +36,19 @@ def test_the_stable_api_is_what_all_says() -> None:
 
 def test_the_stable_api_changes_on_purpose() -> None:
     """A name that leaves this list breaks somebody: see docs/stability.md."""
-    promised = {"Monitor", "VitalsCallback", "attach", "custom_signal", "load_rules", "Frame", "Boundary", "RunStart", "RunEnd", "Finding", "Verdict"}
+    promised = {
+        "Monitor",
+        "VitalsCallback",
+        "attach",
+        "custom_signal",
+        "load_rules",
+        "Frame",
+        "Boundary",
+        "RunStart",
+        "RunEnd",
+        "Finding",
+        "Verdict",
+    }
     assert promised <= set(trainvitals.__all__)
 
 

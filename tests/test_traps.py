@@ -67,7 +67,9 @@ def test_two_line_attach_that_records_nothing(tmp_path: Path) -> None:
     found = records(tmp_path)
     assert found[0]["kind"] == "run_start"
     assert found[-1]["kind"] == "run_end"
-    steps = {record["step"] for record in found if record["kind"] == "signal" and "optim.grad_norm_step" in record.get("values", {})}
+    steps = {
+        record["step"] for record in found if record["kind"] == "signal" and "optim.grad_norm_step" in record.get("values", {})
+    }
     assert steps >= {1, 2, 3}
 
 
@@ -244,7 +246,9 @@ def test_windows_in_rows_instead_of_steps(tmp_path: Path) -> None:
 def test_accuracy_of_a_reward_model_read_as_a_held_out_score() -> None:
     """Training accuracy is a preference signal; only an evaluation row is held out."""
     mapper = Mapper("reward")
-    frame = mapper.frame({"loss": 0.6, "accuracy": 0.99, "margin": 2.0, "min_reward": -1.0, "mean_reward": 0.0, "max_reward": 1.0}, step=1)
+    frame = mapper.frame(
+        {"loss": 0.6, "accuracy": 0.99, "margin": 2.0, "min_reward": -1.0, "mean_reward": 0.0, "max_reward": 1.0}, step=1
+    )
     assert frame.values["preference.accuracy"] == 0.99
     assert not any(key.startswith("eval.") for key in frame.values)
 

@@ -36,8 +36,8 @@ def main() -> int:
 
 
 def draw(output: str, path: Path) -> None:
-    """Draw the lines as a terminal of 120 columns."""
-    console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True)
+    """Draw the lines as a terminal of 132 columns."""
+    console = Console(record=True, width=132, file=io.StringIO(), force_terminal=True)
     console.print(Text("$ make demo", style="bold"))
     for line in tidy(output):
         console.print(styled(line))
@@ -48,7 +48,8 @@ def tidy(output: str) -> list[str]:
     """Lines as a terminal would show them at the end: of each redrawn line the last state, of the progress bar the last."""
     lines = [re.split(r"\r(?!$)", line.rstrip("\r"))[-1].rstrip() for line in output.replace("\r\n", "\n").split("\n")]
     bars = [index for index, line in enumerate(lines) if line.startswith("training:")]
-    return [line for index, line in enumerate(lines) if index not in bars[:-1] and "\x1b[A" not in line]
+    end = next((index for index, line in enumerate(lines) if line.startswith("---")), 0)
+    return [line for index, line in enumerate(lines) if index not in bars[:-1] and (line.strip() or index > end)]
 
 
 def styled(line: str) -> Text:

@@ -11,6 +11,7 @@ Meaning, where notes/rules.md 9.4 leaves it open:
 * Statistical rules (`watch.BLANKED_CATEGORIES`) look away for `watch.BLANK_UPDATES` updates after a legal jump
   (`watch.BLANK_AFTER`, or an applied change): nothing is counted, neither hits nor the end of a finding.
 * An exception (`unless`) counts only when it is known to hold; an unknown one excuses nothing.
+* A calm rule over long windows is evaluated every few updates (`rulelang.pace`); with a hit, at every update.
 * Rules with a clock are evaluated on ticks, and at the end of an update only while they have hits or fire.
 """
 
@@ -158,6 +159,8 @@ class Engine:
             # The run went back to a checkpoint: what comes now is not late, it is another attempt at the same updates.
             self._closed = min(self._closed, item.step)
             self._open_step = None
+            for watch in self._hot:
+                watch.next_step = min(watch.next_step, item.step)
             self._maker.rewind(item.step)
         if item.what == "save_end":
             path = item.detail.get("path") or item.detail.get("checkpoint") or f"checkpoint-{item.step}"
@@ -310,11 +313,12 @@ class Engine:
         self.store.close_update(step, time)
         before = len(out)
         for watch in self._hot if step > self._blank_until else self._steady:
-            if step <= watch.warm_until:
+            if (step < watch.next_step and watch.calm) or step <= watch.warm_until:
                 continue
             try:
                 value = watch.read()
                 if watch.calm:
+                    watch.next_step = step + watch.pace
                     if value is None:
                         continue
                     if value is False:
@@ -338,9 +342,10 @@ class Engine:
         """The first update of this run that we see: warm-ups count from here."""
         self._origin = step - 1
         total = self._info.total_steps
-        for watched in self._watched:
+        for index, watched in enumerate(self._watched):
             for watch in watched.instances.values():
                 watch.warm_until = self._origin + watched.rule.warmup
+                watch.next_step = step + index % watch.pace  # rules of one pace take turns, so that every update costs the same
             patience = max(20, min(BLIND_UPDATES, round(BLIND_SHARE * total))) if total else BLIND_UPDATES
             watched.blind_at = self._origin + watched.rule.warmup + patience
         self._blind_at = min((watched.blind_at or 0 for watched in self._watched), default=None)
@@ -468,7 +473,10 @@ class Engine:
         self._arrange()
 
     def _look_for_blind(self, step: int, time: float | None, out: list[Output]) -> None:
-        """Report rules that could not be decided so far, once each, and rules with too many instances."""
+        """Report rules that could not be decided so far, once each, and rules with too many instances.
+
+        Rules with a clock are left to the coverage record: a log without timer events is no news.
+        """
         for watched in self._watched:
             if watched.blind_at is None or step < watched.blind_at:
                 continue
@@ -476,7 +484,7 @@ class Engine:
             if watched.off is None and watched.overflow:
                 text = f"Only the first {MAX_INSTANCES} values of '{watched.rule.for_each}' are watched; {len(watched.overflow)} more are not."
                 out.append(self._reporter.note(watched.rule, "blind", text, step, time, severity="info"))
-            elif watched.off is None and not watched.decided and not self._irrelevant(watched):
+            elif watched.off is None and not watched.decided and watched.rule.clock_seconds is None and not self._irrelevant(watched):
                 reason = next((watch.blind_reason for watch in watched.instances.values()), "no series with its label came")
                 unknown = next((watch.unknown() for watch in watched.instances.values()), sorted(watched.labelled))
                 text = f"Not decided once in {step - (self._origin or 0)} updates: {reason}."

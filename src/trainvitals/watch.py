@@ -10,6 +10,7 @@ from trainvitals.rule_state import Life
 from trainvitals.rulelang.compile import Binder, Bound
 from trainvitals.rulelang.expr import Expr
 from trainvitals.rulelang.model import Rule, Sustain, Value
+from trainvitals.rulelang.pace import pace
 
 MAX_INSTANCES = 64
 """Label values that one rule watches; more are counted and reported, not watched."""
@@ -45,10 +46,12 @@ class Watch:
         count: Records of state firing in this episode, repeats included.
         said_at: Step of the newest record of this episode.
         next_time: Ticks before this time are skipped (rules with a clock).
+        pace: Updates between two evaluations while calm (`rulelang.pace`).
+        next_step: While calm, updates before this one are skipped.
     """
 
     __slots__ = (
-        "bounds", "calm", "clear", "count", "finding_id", "hold_until", "label", "life", "next_time", "owner", "read",
+        "bounds", "calm", "clear", "count", "finding_id", "hold_until", "label", "life", "next_step", "next_time", "owner", "pace", "read",
         "said_at", "suppressed_by", "unless", "warm_until", "when",
     )  # fmt: skip
 
@@ -66,6 +69,8 @@ class Watch:
         self.count = 0
         self.said_at = 0
         self.next_time = float("-inf")
+        self.pace = 1
+        self.next_step = 0
         self.bounds: dict[int, Bound] = {}
 
     def bind(self, binder: Binder) -> None:
@@ -75,6 +80,7 @@ class Watch:
         origins = {name: param.origin for name, param in rule.params.items()}
         self.bounds = {id(expr): binder.bind(expr, params, lets, self.label, origins=origins) for expr in self._expressions()}
         self.when = self.bounds[id(rule.when)]
+        self.pace = pace(rule.when, lets, params, binder.store.catalogue)
         self.read = self.when.read
         self.clear = self.bounds[id(rule.clear)] if rule.clear is not None else None
         self.unless = [self.bounds[id(expr)] for expr in rule.unless.values()]
@@ -90,7 +96,9 @@ class Watch:
     @property
     def blind_reason(self) -> str:
         """Which inputs are missing, in words."""
-        store = next(iter(self.bounds.values()))._binder.store
+        if self.owner.rule.clock_seconds is not None:
+            return "no timer events came"
+        store = self.when._binder.store
         lacking = [f"{name} ({why})" for name in sorted(self.when.signals) if (why := self._missing(store, name)) is not None]
         notes = list(self.when.notes)
         return "; ".join([*notes, ", ".join(lacking)] if lacking else notes) or "its windows never filled"
@@ -111,7 +119,7 @@ class Watch:
         return {
             "life": self.life.state_dict(), "warm_until": self.warm_until, "finding_id": self.finding_id,
             "suppressed_by": self.suppressed_by, "hold_until": self.hold_until, "count": self.count, "said_at": self.said_at,
-            "next_time": None if self.next_time == float("-inf") else self.next_time,
+            "next_step": self.next_step, "next_time": None if self.next_time == float("-inf") else self.next_time,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -120,6 +128,7 @@ class Watch:
         self.calm = self.life.quiet
         self.warm_until, self.finding_id, self.suppressed_by = state["warm_until"], state["finding_id"], state["suppressed_by"]
         self.hold_until, self.count, self.said_at = state["hold_until"], state["count"], state["said_at"]
+        self.next_step = state["next_step"]
         self.next_time = float("-inf") if state["next_time"] is None else state["next_time"]
 
 

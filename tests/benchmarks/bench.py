@@ -90,7 +90,9 @@ class Ours:
         config = {"num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-6, "beta": 0.01,
                   "epsilon": 0.2, "max_completion_length": 256, "temperature": 1.0, "num_iterations": 2, "max_grad_norm": 1.0}  # fmt: skip
         emits = frozenset(events.split_label(key)[0] for key in self.mapper.frame(grpo_rows(1)[0], step=0).values)
-        start = events.RunStart("bench", trainer="grpo", framework="trl", config=config, total_steps=1_000_000, time=0.0, emits=emits)
+        start = events.RunStart(
+            "bench", trainer="grpo", framework="trl", config=config, total_steps=1_000_000, time=0.0, emits=emits
+        )
         self.bus.publish(start)
         self.step = 0
 
@@ -169,7 +171,9 @@ def memory(quick: bool) -> list[Result]:
     done = subprocess.run([sys.executable, __file__, "--memory", str(late)], capture_output=True, text=True, check=True)
     first, last = json.loads(done.stdout)
     what = f"memory after {late:,} steps minus after 10,000"
-    return [Result(what, f"{last - first:+.1f} MiB", "within 5 MiB", abs(last - first) < 5, f"{first:.0f} MiB, then {last:.0f} MiB")]
+    return [
+        Result(what, f"{last - first:+.1f} MiB", "within 5 MiB", abs(last - first) < 5, f"{first:.0f} MiB, then {last:.0f} MiB")
+    ]
 
 
 def memory_child(late: int) -> None:
@@ -203,13 +207,23 @@ def import_time() -> list[Result]:
     """Time from nothing to a parsed command line, against an empty interpreter."""
     ours, bare, loads = [], [], []
     for _ in range(7):
-        for command, times in ((["-c", "pass"], bare), (["-c", "import trainvitals.cli"], loads), (["-m", "trainvitals", "--help"], ours)):
+        for command, times in (
+            (["-c", "pass"], bare),
+            (["-c", "import trainvitals.cli"], loads),
+            (["-m", "trainvitals", "--help"], ours),
+        ):
             begin = time.perf_counter()
             subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
             times.append(time.perf_counter() - begin)
     base, load, full = statistics.median(bare), statistics.median(loads), statistics.median(ours)
     return [
-        Result("`trainvitals --help` / an empty Python", f"{full / base:.1f}", "", None, f"{full * 1e3:.0f} ms against {base * 1e3:.0f} ms"),
+        Result(
+            "`trainvitals --help` / an empty Python",
+            f"{full / base:.1f}",
+            "",
+            None,
+            f"{full * 1e3:.0f} ms against {base * 1e3:.0f} ms",
+        ),
         Result("`import trainvitals.cli`", f"{(load - base) * 1e3:.0f} ms", "", None, "on top of the interpreter"),
     ]
 
@@ -231,7 +245,11 @@ def training(quick: bool) -> list[Result]:
 def table(results: list[Result]) -> str:
     """The results as a Markdown table."""
     mark = {True: "met", False: "**missed**", None: ""}
-    rows = [("what", "result", "goal", "", "detail"), ("---",) * 5, *((r.what, r.value, r.goal, mark[r.met], r.detail) for r in results)]
+    rows = [
+        ("what", "result", "goal", "", "detail"),
+        ("---",) * 5,
+        *((r.what, r.value, r.goal, mark[r.met], r.detail) for r in results),
+    ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
@@ -262,7 +280,12 @@ def main() -> int:
     if args.memory:
         memory_child(args.memory)
         return 0
-    parts: list[Callable[[], list[Result]]] = [lambda: step_cost(args.quick), lambda: memory(args.quick), lambda: check_speed(args.quick), import_time]
+    parts: list[Callable[[], list[Result]]] = [
+        lambda: step_cost(args.quick),
+        lambda: memory(args.quick),
+        lambda: check_speed(args.quick),
+        import_time,
+    ]
     if not args.no_training:
         parts.append(lambda: training(args.quick))
     results: list[Result] = []
@@ -272,7 +295,9 @@ def main() -> int:
             verdict = {True: "goal met", False: "GOAL MISSED", None: ""}[result.met]
             print(f"{result.what:<78} {result.value:>16}  {result.goal:<14} {verdict:<12} {result.detail}", flush=True)
     if args.write and not args.quick:
-        page = PAGE.format(table=table(results), python=platform.python_version(), cores=os.cpu_count(), when=time.strftime("%Y-%m-%d"))
+        page = PAGE.format(
+            table=table(results), python=platform.python_version(), cores=os.cpu_count(), when=time.strftime("%Y-%m-%d")
+        )
         (ROOT / "docs" / "benchmarks.md").write_text(page)
         print("wrote docs/benchmarks.md")
     return 1 if args.quick and any(result.met is False for result in results) else 0

@@ -22,6 +22,9 @@ import transformers  # noqa: E402
 from trainvitals.integrations.trl import attach  # noqa: E402
 
 
+OF_THE_MACHINE = {"throughput-drop", "training-stalled"}  # true or not depends on what else runs on this machine
+
+
 class Patient:
     """One finished training under observation.
 
@@ -36,13 +39,13 @@ class Patient:
         self.trainer = trainer
         self.off = callback.off
         self.fired: dict[str, int] = {}
-        self.loud: dict[str, int] = {}  # warnings and errors only
+        self.loud: dict[str, int] = {}  # warnings and errors about the training itself
         for finding in self.monitor.findings:
             if finding.state == "firing":
                 self.fired.setdefault(finding.rule.id, finding.step)
-                if finding.severity != "info":
+                if finding.severity != "info" and finding.rule.id not in OF_THE_MACHINE:
                     self.loud.setdefault(finding.rule.id, finding.step)
-        self.said = [line for line in console.splitlines() if line]
+        self.said = [line for line in console.splitlines() if line and not any(f"({rule}," in line for rule in OF_THE_MACHINE)]
         self.rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
 
 

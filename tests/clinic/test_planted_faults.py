@@ -14,7 +14,7 @@ from trainvitals.integrations.demo import reward_with_parser
 
 pytestmark = [pytest.mark.slow, pytest.mark.trl]
 
-HEALTHY = {"learning_rate": 5e-4, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}
+HEALTHY = {"learning_rate": 1e-4, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}
 BREAK = 60
 
 

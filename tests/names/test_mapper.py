@@ -96,7 +96,13 @@ def test_nonfinite_survives(bad: object) -> None:
 def test_text_numpy_and_bool_become_floats() -> None:
     row = {**GRPO, "loss": "0.0123", "kl": np.float32(0.5), "reward": np.int64(2), "entropy": True, "grad_norm": "inf"}
     read = values(row)
-    assert [read[k] for k in ("optim.loss", "policy.kl_ref", "reward.mean", "policy.entropy", "optim.grad_norm")] == [0.0123, 0.5, 2, 1, math.inf]
+    assert [read[k] for k in ("optim.loss", "policy.kl_ref", "reward.mean", "policy.entropy", "optim.grad_norm")] == [
+        0.0123,
+        0.5,
+        2,
+        1,
+        math.inf,
+    ]
     assert all(type(value) is float for value in read.values())
 
 
@@ -161,7 +167,16 @@ def test_detection(names: list[str], expected: tuple[str, str]) -> None:
 
 
 def test_secrets_are_not_kept_and_settings_become_signals() -> None:
-    config = {"hub_token": "abc", "wandb_api_key": "x", "url": "https://a:b@c", "model": "q", "x": "hf_abcdef", "max_completion_length": 64, "epsilon": 0.2, "nested": {"a": 1}}
+    config = {
+        "hub_token": "abc",
+        "wandb_api_key": "x",
+        "url": "https://a:b@c",
+        "model": "q",
+        "x": "hf_abcdef",
+        "max_completion_length": 64,
+        "epsilon": 0.2,
+        "nested": {"a": 1},
+    }
     assert safe_config(config) == {"model": "q", "max_completion_length": 64, "epsilon": 0.2}
     assert config_signals(config) == {"completion.length_cap": 64.0, "policy.clip_low": 0.8, "policy.clip_high": 1.2}
     assert config_signals({}) == {}

@@ -54,7 +54,10 @@ def test_jsonl_steps_interval_and_torn_lines(tmp_path: Path) -> None:
 
 
 def test_null_after_numbers_is_not_finite_and_before_is_absent(tmp_path: Path) -> None:
-    text = lines({"step": 1, "loss": 1.0, "kl": None, "reward": 1, "reward_std": 0.1}, {"step": 2, "loss": None, "kl": None, "reward": 1, "reward_std": 0.1})
+    text = lines(
+        {"step": 1, "loss": 1.0, "kl": None, "reward": 1, "reward_std": 0.1},
+        {"step": 2, "loss": None, "kl": None, "reward": 1, "reward_std": 0.1},
+    )
     first, second = frames(write(tmp_path, "a.jsonl", text))
     assert "policy.kl_ref" not in first.values
     assert math.isnan(second.values["optim.loss"])
@@ -62,14 +65,24 @@ def test_null_after_numbers_is_not_finite_and_before_is_absent(tmp_path: Path) -
 
 
 def test_nulls_of_a_table_are_empty_cells(tmp_path: Path) -> None:
-    text = lines({"step": 1, "loss": 1.0, "eval_loss": None}, {"step": 1, "loss": None, "eval_loss": 2.0}, {"step": 2, "loss": 1.0, "eval_loss": None})
+    text = lines(
+        {"step": 1, "loss": 1.0, "eval_loss": None},
+        {"step": 1, "loss": None, "eval_loss": 2.0},
+        {"step": 2, "loss": 1.0, "eval_loss": None},
+    )
     read_back = frames(write(tmp_path, "a.jsonl", text))
     assert all(math.isfinite(value) for frame in read_back for value in frame.values.values())
-    assert [(frame.step, frame.phase, frame.closes) for frame in read_back] == [(1, "eval", False), (1, "train", True), (2, "train", True)]
+    assert [(frame.step, frame.phase, frame.closes) for frame in read_back] == [
+        (1, "eval", False),
+        (1, "train", True),
+        (2, "train", True),
+    ]
 
 
 def test_config_row_and_nested_data(tmp_path: Path) -> None:
-    text = lines({"config": {"max_steps": 9, "logging_steps": 3, "hub_token": "s"}}, {"step": 3, "data": ROW}, {"step": 6, "data": ROW})
+    text = lines(
+        {"config": {"max_steps": 9, "logging_steps": 3, "hub_token": "s"}}, {"step": 3, "data": ROW}, {"step": 6, "data": ROW}
+    )
     items = list(read(write(tmp_path, "a.jsonl", text)).items)
     start, end = items[0], items[-1]
     assert isinstance(start, RunStart)
@@ -82,7 +95,13 @@ def test_resume_in_a_file_drops_superseded_rows(tmp_path: Path) -> None:
     steps = (1, 2, 3, 4, 3, 4, 5)
     recording = read(write(tmp_path, "a.jsonl", lines(*({"step": step, "loss": float(place)} for place, step in enumerate(steps)))))
     items = list(recording.items)
-    assert [(item.step, item.values["optim.loss"]) for item in items if isinstance(item, Frame)] == [(1, 0), (2, 1), (3, 4), (4, 5), (5, 6)]
+    assert [(item.step, item.values["optim.loss"]) for item in items if isinstance(item, Frame)] == [
+        (1, 0),
+        (2, 1),
+        (3, 4),
+        (4, 5),
+        (5, 6),
+    ]
     assert [item.step for item in items if isinstance(item, Boundary)] == [3]
     assert any("go back" in note for note in recording.notes)
 
@@ -158,7 +177,9 @@ def test_console_crash_and_verl(tmp_path: Path) -> None:
     crashed = read(write(tmp_path, "a.log", CONSOLE_5 + "Traceback (most recent call last):\n  File\nValueError: boom\n"))
     *_, end = crashed.items
     assert end == RunEnd(20, "failed", None, "ValueError: boom")
-    verl = frames(write(tmp_path, "b.log", "(main) step:3 - actor/pg_loss:0.5 - actor/entropy:nan - critic/score/mean:np.float64(0.25)\n"))
+    verl = frames(
+        write(tmp_path, "b.log", "(main) step:3 - actor/pg_loss:0.5 - actor/entropy:nan - critic/score/mean:np.float64(0.25)\n")
+    )
     assert verl[0].step == 3
     assert verl[0].values["reward.mean"] == 0.25
     assert math.isnan(verl[0].values["policy.entropy"])
@@ -197,7 +218,10 @@ def test_missing_path_empty_folder_and_permission(tmp_path: Path) -> None:
             read(path)
 
 
-@given(st.one_of(st.binary(max_size=300), st.text(alphabet='{}[]":\',0123456789naNIloss step\n\r', max_size=300).map(str.encode)), st.sampled_from([None, *FORMATS]))
+@given(
+    st.one_of(st.binary(max_size=300), st.text(alphabet="{}[]\":',0123456789naNIloss step\n\r", max_size=300).map(str.encode)),
+    st.sampled_from([None, *FORMATS]),
+)
 def test_arbitrary_bytes_raise_only_input_error(data: bytes, format: str | None) -> None:
     stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(data))
     try:
@@ -217,11 +241,15 @@ frame = st.builds(
 )  # fmt: skip
 boundary = st.builds(Boundary, step=st.integers(0, 99), what=st.sampled_from(["epoch", "resume", "save_end"]), time=moment)
 tick = st.builds(Tick, step=st.integers(0, 99), time=st.floats(1e9, 2e9))
-applied = st.builds(Applied, step=st.integers(0, 99), parameter=st.just("learning_rate"), old=st.floats(0, 1), new=st.floats(0, 1), time=moment)
+applied = st.builds(
+    Applied, step=st.integers(0, 99), parameter=st.just("learning_rate"), old=st.floats(0, 1), new=st.floats(0, 1), time=moment
+)
 
 
 @given(st.lists(st.one_of(frame, boundary, tick, applied), max_size=8), moment)
-def test_own_records_give_the_very_items_back(tmp_path_factory: pytest.TempPathFactory, middle: list[Item], time: float | None) -> None:
+def test_own_records_give_the_very_items_back(
+    tmp_path_factory: pytest.TempPathFactory, middle: list[Item], time: float | None
+) -> None:
     start = RunStart("r", "grpo", "trl", "1.16.0", {"a": 1, "b": "x"}, 10, 2, 0, time, frozenset({"optim.loss"}))
     end = RunEnd(9, "failed", time, "boom")
     written: list[str] = []
@@ -240,8 +268,17 @@ def test_own_records_give_the_very_items_back(tmp_path_factory: pytest.TempPathF
 def test_own_resume_torn_end_and_newer_schema(tmp_path: Path) -> None:
     head = {"schema": "trainvitals/1.0", "run": "r", "rank": 0}
     start = {**head, "kind": "run_start", "trainer": "grpo", "framework": "trl"}
-    signal = {**head, "kind": "signal", "event": "frame", "values": {"optim.loss": {"value": None, "nonfinite": "nan"}}, "later_field": 1}
-    text = lines(start, {**signal, "step": 1}, {**start, "resumed_from": 1}, {**signal, "step": 2}, {**head, "kind": "future"}) + '{"schema": "train'
+    signal = {
+        **head,
+        "kind": "signal",
+        "event": "frame",
+        "values": {"optim.loss": {"value": None, "nonfinite": "nan"}},
+        "later_field": 1,
+    }
+    text = (
+        lines(start, {**signal, "step": 1}, {**start, "resumed_from": 1}, {**signal, "step": 2}, {**head, "kind": "future"})
+        + '{"schema": "train'
+    )
     recording = read(write(tmp_path, "rank0.jsonl", text))
     kinds = [type(item).__name__ for item in recording.items]
     assert kinds == ["RunStart", "Frame", "Boundary", "Frame", "RunEnd"]

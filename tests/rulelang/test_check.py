@@ -21,12 +21,28 @@ class P:
     high: float
 
 
-PARAMS = {"low": P(0.05, "reward", 0, 10), "n": P(20, "updates", 3, 100), "share": P(0.8, "fraction", 0.1, 1), "huge": P(20, "updates", 1, 1e9)}
+PARAMS = {
+    "low": P(0.05, "reward", 0, 10),
+    "n": P(20, "updates", 3, 100),
+    "share": P(0.8, "fraction", 0.1, 1),
+    "huge": P(20, "updates", 1, 1e9),
+}
 
 
-def _check(text: str, expect: Kind | None = None, label: str | None = None, lets: dict[str, Expr] | None = None, **known: tuple[str, ...]) -> Expr:
+def _check(
+    text: str, expect: Kind | None = None, label: str | None = None, lets: dict[str, Expr] | None = None, **known: tuple[str, ...]
+) -> Expr:
     where = Where("rules/x.yaml", 19, 5, "    " + text)
-    return check(parse(text, where), signals=CATALOGUE, params=PARAMS, lets=lets, label=label, expect=expect, later=known.get("later", ()), broken=known.get("broken", ()))
+    return check(
+        parse(text, where),
+        signals=CATALOGUE,
+        params=PARAMS,
+        lets=lets,
+        label=label,
+        expect=expect,
+        later=known.get("later", ()),
+        broken=known.get("broken", ()),
+    )
 
 
 def _problems(text: str, expect: Kind | None = None, **known: tuple[str, ...]) -> list[Problem]:
@@ -71,7 +87,9 @@ def test_a_percentage_is_answered_with_its_fraction() -> None:
 
 
 def test_all_problems_are_reported_in_order() -> None:
-    assert [(problem.column, problem.code) for problem in _problems("nobody > 1 and policy.entrpy < 2 and mean(reward.mean) > 1")] == [(5, "E101"), (20, "E103"), (42, "E204")]
+    assert [
+        (problem.column, problem.code) for problem in _problems("nobody > 1 and policy.entrpy < 2 and mean(reward.mean) > 1")
+    ] == [(5, "E101"), (20, "E103"), (42, "E204")]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def _binder(store: Store, absent: frozenset[str] = frozenset(), rules: dict[str,
     return Binder(store, config=CONFIG, run=RunInfo(trainer="grpo", total_steps=100), absent=absent, rules=rules or {})
 
 
-def _bound(text: str, frames: list[dict[str, float]], absent: frozenset[str] = frozenset(), rules: dict[str, Status] | None = None) -> Bound:
+def _bound(
+    text: str, frames: list[dict[str, float]], absent: frozenset[str] = frozenset(), rules: dict[str, Status] | None = None
+) -> Bound:
     store = Store(CATALOGUE)
     bound = _binder(store, absent, rules).bind(parse(text, Where()))
     for step, values in enumerate(frames, 1):
@@ -54,7 +56,14 @@ class _Maker:
         choose = self.random.choice
         if depth <= 0:
             leaf = self.random.randrange(6)
-            return [choose(SIGNALS), choose(SIGNALS), choose(["0", "1", "0.5", "-2", "3.25", "1e90"]), f"config.{choose(sorted(CONFIG))}", choose(["run.step", "run.progress", "updates_since(save_end)", "age(reward.std)"]), f"mean({choose(SIGNALS)}, updates=3)"][leaf]
+            return [
+                choose(SIGNALS),
+                choose(SIGNALS),
+                choose(["0", "1", "0.5", "-2", "3.25", "1e90"]),
+                f"config.{choose(sorted(CONFIG))}",
+                choose(["run.step", "run.progress", "updates_since(save_end)", "age(reward.std)"]),
+                f"mean({choose(SIGNALS)}, updates=3)",
+            ][leaf]
 
         def part() -> str:
             return self.number(depth - 1)
@@ -79,7 +88,18 @@ class _Maker:
     def boolean(self, depth: int) -> str:
         choose = self.random.choice
         if depth <= 0:
-            return choose([f"{self.number(0)} {choose(['<', '<=', '>', '>=', '==', '!='])} {self.number(0)}", f"has({choose(SIGNALS)})", f"is_finite({choose(SIGNALS)})", 'firing("a")', "config.use_vllm", "config.nothing", "config.loss_type == 'grpo'", "true"])
+            return choose(
+                [
+                    f"{self.number(0)} {choose(['<', '<=', '>', '>=', '==', '!='])} {self.number(0)}",
+                    f"has({choose(SIGNALS)})",
+                    f"is_finite({choose(SIGNALS)})",
+                    'firing("a")',
+                    "config.use_vllm",
+                    "config.nothing",
+                    "config.loss_type == 'grpo'",
+                    "true",
+                ]
+            )
         match self.random.randrange(6):
             case 0 | 1:
                 joint = choose([" and ", " or "])
@@ -96,7 +116,11 @@ class _Maker:
 
 def _frame(random_: random.Random) -> dict[str, float]:
     pool = [0.0, 1.0, -1.0, 1e300, math.nan, math.inf]
-    return {name: random_.choice(pool) if random_.random() < 0.15 else random_.uniform(-3, 3) for name in SIGNALS if random_.random() < 0.8}
+    return {
+        name: random_.choice(pool) if random_.random() < 0.15 else random_.uniform(-3, 3)
+        for name in SIGNALS
+        if random_.random() < 0.8
+    }
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -107,7 +131,9 @@ def test_generated_code_equals_the_tree(seed: int) -> None:
     done = 0
     while done < 500:
         store = Store(CATALOGUE)
-        binder = _binder(store, frozenset({"policy.kl_ref"}) if done % 3 == 0 else frozenset(), {"a": Status(firing=True, firing_since=1)})
+        binder = _binder(
+            store, frozenset({"policy.kl_ref"}) if done % 3 == 0 else frozenset(), {"a": Status(firing=True, firing_since=1)}
+        )
         bounds = []
         for _ in range(25):
             text = maker.boolean(random_.randint(0, 3)) if random_.random() < 0.6 else maker.number(random_.randint(0, 3))
@@ -177,12 +203,23 @@ def test_one_instance_per_label_value() -> None:
     binder = _binder(store)
     expr = _expr("reward.component_mean > 1", label="component")
     one, other = (binder.bind(expr, label=("component", name)) for name in ("format", "answer"))
-    store.ingest(Frame(1, {labelled("reward.component_mean", "component", "format"): 2.0, labelled("reward.component_mean", "component", "answer"): 0.5}))
+    store.ingest(
+        Frame(
+            1,
+            {
+                labelled("reward.component_mean", "component", "format"): 2.0,
+                labelled("reward.component_mean", "component", "answer"): 0.5,
+            },
+        )
+    )
     assert (one(), other()) == (True, False)
 
 
 def test_window_of_an_expression_samples_once_per_new_input() -> None:
-    bound = _bound("mean(reward.mean - policy.entropy, points=3)", [{"reward.mean": 3.0 * step, "policy.entropy": float(step)} if step % 2 else {} for step in range(1, 8)])
+    bound = _bound(
+        "mean(reward.mean - policy.entropy, points=3)",
+        [{"reward.mean": 3.0 * step, "policy.entropy": float(step)} if step % 2 else {} for step in range(1, 8)],
+    )
     assert bound() == pytest.approx(10.0)
     assert _bound("share_true(reward.mean > 2, points=4)", [{"reward.mean": float(step)} for step in range(1, 5)])() == 0.5
 
@@ -190,7 +227,9 @@ def test_window_of_an_expression_samples_once_per_new_input() -> None:
 def test_explain_names_lets_limits_and_origins() -> None:
     store = Store(CATALOGUE)
     lets = {"spread": _expr("mean(reward.std, updates=5)")}
-    bound = _binder(store).bind(parse("spread < 2 * low and policy.entropy > 1", Where()), {"low": 0.05}, lets, origins={"low": "params.low default"})
+    bound = _binder(store).bind(
+        parse("spread < 2 * low and policy.entropy > 1", Where()), {"low": 0.05}, lets, origins={"low": "params.low default"}
+    )
     for step in range(1, 8):
         store.ingest(Frame(step, {"reward.std": 0.01}))
         store.close_update(step)
@@ -209,12 +248,20 @@ def test_too_coarse_windows_are_noted() -> None:
         store.ingest(Frame(step, {"reward.std": 2.0}))
         store.close_update(step)
     assert bound() is None
-    assert bound.notes == ("mean(reward.std, updates=20) is shorter than three samples, one comes every 10; needs one every 6.67 or less",)
+    assert bound.notes == (
+        "mean(reward.std, updates=20) is shorter than three samples, one comes every 10; needs one every 6.67 or less",
+    )
 
 
 @pytest.mark.parametrize("stop", [3, 20, 70])
 def test_a_restart_gives_the_same_values(stop: int) -> None:
-    texts = ["slope(reward.mean - policy.entropy, updates=12)", "frozen_median(median(reward.mean, updates=5), skip=5, updates=20)", "share_true(std(reward.mean, updates=10) > 1, updates=10)", "trailing_spread(reward.mean, skip=5, updates=30)", "updates_since(save_end)"]
+    texts = [
+        "slope(reward.mean - policy.entropy, updates=12)",
+        "frozen_median(median(reward.mean, updates=5), skip=5, updates=20)",
+        "share_true(std(reward.mean, updates=10) > 1, updates=10)",
+        "trailing_spread(reward.mean, skip=5, updates=30)",
+        "updates_since(save_end)",
+    ]
     random_ = random.Random(1)
 
     def start() -> tuple[Store, list[Bound]]:

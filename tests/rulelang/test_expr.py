@@ -28,7 +28,9 @@ def _codes(text: str) -> list[str]:
 
 def test_a_chain_becomes_links_joined_by_and() -> None:
     root = _parse("0.1 < policy.entropy <= 2").root
-    assert root == ex.Logic("and", (ex.Compare("<", ex.Num(0.1), ex.Name("policy.entropy")), ex.Compare("<=", ex.Name("policy.entropy"), ex.Num(2.0))))
+    assert root == ex.Logic(
+        "and", (ex.Compare("<", ex.Num(0.1), ex.Name("policy.entropy")), ex.Compare("<=", ex.Name("policy.entropy"), ex.Num(2.0)))
+    )
 
 
 def test_line_breaks_are_spaces_and_literals_have_yaml_spelling() -> None:

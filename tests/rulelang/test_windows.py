@@ -61,7 +61,12 @@ values = st.one_of(st.floats(-1e6, 1e6), st.floats(0, 1), st.sampled_from([0.0, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(values, min_size=5, max_size=400), st.sampled_from([3, 7, 20, 64, 65, 90, 150]), st.sampled_from(FUNCTIONS), st.sampled_from(["updates", "points"]))
+@given(
+    st.lists(values, min_size=5, max_size=400),
+    st.sampled_from([3, 7, 20, 64, 65, 90, 150]),
+    st.sampled_from(FUNCTIONS),
+    st.sampled_from(["updates", "points"]),
+)
 def test_windows_equal_naive_recomputation(samples: list[float], length: int, function: str, axis: str) -> None:
     store = _store()
     window = store.window(function, store.series(SIGNAL), axis, length, q=0.9)  # type: ignore[arg-type]
@@ -73,7 +78,11 @@ def test_windows_equal_naive_recomputation(samples: list[float], length: int, fu
             assert found is None
             continue
         scale = max(1.0, max(abs(value) for value in samples[max(0, index - 3 * length) : index + 1]))
-        assert found == pytest.approx(_naive(function, inside), rel=1e-9, abs=1e-9 * scale * (length if function == "sum" else 1) if function != "std" else 1e-5 * scale)
+        assert found == pytest.approx(
+            _naive(function, inside),
+            rel=1e-9,
+            abs=1e-9 * scale * (length if function == "sum" else 1) if function != "std" else 1e-5 * scale,
+        )
 
 
 @pytest.mark.parametrize("function", [*FUNCTIONS, "trailing_median", "trailing_spread", "frozen_median", "frozen_spread"])
@@ -85,7 +94,13 @@ def test_results_do_not_depend_on_who_asks_and_when(function: str, length: int) 
     often = eager.window(function, eager.series(SIGNAL), "updates", length, q=0.25, skip=skip)
     seldom = lazy.window(function, lazy.series(SIGNAL), "updates", length, q=0.25, skip=skip)
     for step in range(1, 1500):
-        value = None if random_.random() < 0.1 else math.nan if random_.random() < 0.02 else random_.gauss(0, 1) * 10 ** random_.randint(-3, 3)
+        value = (
+            None
+            if random_.random() < 0.1
+            else math.nan
+            if random_.random() < 0.02
+            else random_.gauss(0, 1) * 10 ** random_.randint(-3, 3)
+        )
         for store in (eager, lazy):
             _feed(store, step, value)
         often.value()
@@ -100,8 +115,20 @@ def test_a_restart_is_invisible(stop: int) -> None:
     def windows(store: Store) -> list[Any]:
         series = store.series(SIGNAL)
         double = store.derived("double", lambda: None if series.now() is None else 2 * series.now(), [series])  # type: ignore[operator]
-        found = [store.window(function, series, axis, length, q=0.3) for function in FUNCTIONS for axis in ("updates", "seconds") for length in (20, 90)]  # type: ignore[arg-type]
-        return [*found, *(store.window(f"{kind}_{what}", double, "updates", 50, skip=5) for kind in ("frozen", "trailing") for what in ("median", "spread"))]
+        found = [
+            store.window(function, series, axis, length, q=0.3)
+            for function in FUNCTIONS
+            for axis in ("updates", "seconds")
+            for length in (20, 90)
+        ]  # type: ignore[arg-type]
+        return [
+            *found,
+            *(
+                store.window(f"{kind}_{what}", double, "updates", 50, skip=5)
+                for kind in ("frozen", "trailing")
+                for what in ("median", "spread")
+            ),
+        ]
 
     random_ = random.Random(stop)
     straight, resumed = _store(), _store()

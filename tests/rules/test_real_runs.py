@@ -7,10 +7,19 @@ from functools import cache
 import pytest
 from real_runs import FOLDER, Judged, judge, labels
 
-pytestmark = pytest.mark.skipif(not (FOLDER / "labels.json").exists(), reason=f"the public logs in {FOLDER} are not part of the repository")
+pytestmark = pytest.mark.skipif(
+    not (FOLDER / "labels.json").exists(), reason=f"the public logs in {FOLDER} are not part of the repository"
+)
 
 RUNS = labels() if (FOLDER / "labels.json").exists() else {}
-NAMES_A_COLLAPSE = {"reward-collapse", "policy-breakdown", "never-terminates", "entropy-explosion", "advantage-collapse", "sampler-mismatch"}
+NAMES_A_COLLAPSE = {
+    "reward-collapse",
+    "policy-breakdown",
+    "never-terminates",
+    "entropy-explosion",
+    "advantage-collapse",
+    "sampler-mismatch",
+}
 
 
 @cache

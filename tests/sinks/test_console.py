@@ -44,7 +44,9 @@ def test_the_missions_line() -> None:
 
 
 def test_resolved_is_an_info_line() -> None:
-    assert printed(finding(), finding("resolved", 60))[1:] == ["[TRL] INFO: Resolved after 26 updates: Memory lies idle. (vram-underused, step 60)"]
+    assert printed(finding(), finding("resolved", 60))[1:] == [
+        "[TRL] INFO: Resolved after 26 updates: Memory lies idle. (vram-underused, step 60)"
+    ]
 
 
 def test_suppressed_and_blind_are_not_printed() -> None:

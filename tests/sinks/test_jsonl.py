@@ -38,7 +38,11 @@ def test_an_earlier_run_is_moved_aside_not_lost(tmp_path: Path) -> None:
         sink = JsonlSink(path)
         sink.write(text)
         sink.close()
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"rank0.1.jsonl": b"1\n", "rank0.2.jsonl": b"2\n", "rank0.jsonl": b"3\n"}
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "rank0.1.jsonl": b"1\n",
+        "rank0.2.jsonl": b"2\n",
+        "rank0.jsonl": b"3\n",
+    }
 
 
 def test_a_resumed_file_is_continued_behind_a_torn_line(tmp_path: Path) -> None:
@@ -55,9 +59,12 @@ def test_last_record_of_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission denied")]
+    ("code", "words"),
+    [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission denied")],
 )
-def test_a_failing_disk_gives_one_notice_and_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
+def test_a_failing_disk_gives_one_notice_and_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
     notices: list[str] = []
     sink = JsonlSink(tmp_path / "rank0.jsonl", notify=notices.append)
     sink.write(b"{}")

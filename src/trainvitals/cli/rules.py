@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainvitals.cli import UserError
 from trainvitals.sinks.encode import dumps, one_line
@@ -89,14 +89,21 @@ def _check(paths: list[Path]) -> int:
 
 
 def _test(paths: list[Path], verbose: bool) -> int:
-    from trainvitals import testing
+    from trainvitals.cli.common import rule_problems
+    from trainvitals.rulelang.errors import RuleError
+    from trainvitals.testing import run_rule_tests
 
     _load(paths)  # a broken rule is told with its place, not as a failed test
-    results: list[Any] = testing.run_tests(paths)
+    try:
+        results = [result for path in paths for result in run_rule_tests(path)]
+    except RuleError as error:
+        raise rule_problems(error) from None
     failed = [result for result in results if not result.passed]
     for result in results:
         if not result.passed:
-            print(one_line(f"FAIL {result.rule}: {result.case}: {result.reason}", 2000))
+            print(one_line(f"FAIL {result.rule}: {result.case} ({result.path}:{result.line})", 2000))
+            for failure in result.failures:
+                print(one_line(f"     {failure}", 2000))
         elif verbose:
             print(one_line(f"ok   {result.rule}: {result.case}"))
     print(f"{len(results) - len(failed)} cases passed, {len(failed)} failed")
@@ -104,15 +111,24 @@ def _test(paths: list[Path], verbose: bool) -> int:
 
 
 def _mutate(paths: list[Path], verbose: bool) -> int:
-    from trainvitals.rulelang import mutate
+    from trainvitals.cli.common import rule_problems
+    from trainvitals.rulelang.errors import RuleError
+    from trainvitals.testing_mutants import run_mutants
 
     _load(paths)
-    results: list[Any] = mutate.run(paths)
-    survived = [result for result in results if not result.killed]
-    for result in results:
-        if not result.killed:
-            print(one_line(f"SURVIVED {result.rule}: {result.change}", 2000))
-        elif verbose:
-            print(one_line(f"killed   {result.rule}: {result.change}"))
-    print(f"{len(results) - len(survived)} of {len(results)} mutants killed")
-    return 1 if survived or not results else 0
+    try:
+        reports = [report for path in paths for report in run_mutants(path)]
+    except RuleError as error:
+        raise rule_problems(error) from None
+    for report in reports:
+        for case in report.broken:
+            print(one_line(f"FAIL {report.rule}: {case} fails on the rule itself; no mutants were run"))
+        for name in report.stale:
+            print(one_line(f"STALE {report.rule}: the excuse for {name} excuses nothing"))
+        for result in report.results:
+            if result.status != "killed" or verbose:
+                print(one_line(f"{result.status:8} {report.rule}: {result.name}: {result.what}" + (f" ({result.by})" if result.by else "")))
+    results = [result for report in reports for result in report.results]
+    counts = {status: sum(result.status == status for result in results) for status in ("killed", "survived", "excused")}
+    print(f"{len(results)} mutants: {counts['killed']} killed, {counts['survived']} survived, {counts['excused']} excused")
+    return 0 if results and all(report.passed for report in reports) else 1

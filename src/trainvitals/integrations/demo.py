@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from typing import Any
 
 FAULTS = ("lr", "parser")
-_HEALTHY_RATE, _FAULTY_RATE = 5e-4, 1e-2
+_HEALTHY_RATE, _FAULTY_RATE = 2e-4, 1e-2
 _STEPS = 160
 _FAULT_TEXT = {
-    "lr": "a learning rate 20 times too high, with 4 updates per batch",
+    "lr": "a learning rate 50 times too high, with 4 updates per batch",
     "parser": "a reward parser that matches nothing from step {step} on",
 }
 _NEXT_RULE = {"parser": "advantage-collapse", "lr": "clip-ratio-high"}

@@ -18,6 +18,7 @@ from typing import Any
 
 _RELATIVE = 1e-3  # console logs of transformers 5 keep 4 significant digits
 _ABSOLUTE = 1e-6
+_TRIES = 200
 
 
 class RewardStd:
@@ -25,10 +26,12 @@ class RewardStd:
 
     def __init__(self) -> None:
         self.whole_batch: bool | None = None
+        self.tries = 0
 
     def settle(self, row: Mapping[str, Any], values: dict[str, float]) -> None:
         """Rename `reward.std` in `values` when this run's `reward_std` has the old meaning."""
-        if self.whole_batch is None:
+        if self.whole_batch is None and self.tries < _TRIES:
+            self.tries += 1  # with several reward functions no row may ever tell: stop looking, the look is not free
             self.look(row)
         if self.whole_batch is False and "reward.std" in values:
             values["reward.group_std_mean"] = values.pop("reward.std")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trainvitals.rulelang.functions import apply_math
+from trainvitals.rulelang.functions import MATH, apply_math
 from trainvitals.rulelang.kleene import (
     Absent,
     Arithmetic,
@@ -26,6 +26,9 @@ from trainvitals.rulelang.kleene import (
     Value,
     cost,
 )
+
+_TOTAL = frozenset({"abs", "min", "max", "floor", "ceil", "round", "clamp"})
+"""Functions that give a finite number for all finite numbers: called without a guard."""
 
 
 def generate(node: Bound) -> Callable[[], Value]:
@@ -53,6 +56,7 @@ class _Writer:
         self.slots: dict[str, Any] = {}
         self._ids: dict[int, str] = {}
         self._count = 0
+        self._known: dict[Bound, tuple[str, bool]] = {}
 
     def slot(self, value: object, key: object = None) -> str:
         """Name under which an object is passed in; one per object."""
@@ -70,11 +74,24 @@ class _Writer:
         self.lines.append("    " * depth + text)
 
     def emit(self, node: Bound, depth: int) -> tuple[str, bool]:
-        """Write what computes a node."""
+        """Write what computes a node, unless a statement that certainly ran before has done so."""
+        if isinstance(node, Const):
+            return self.constant(node.value), node.value is None
+        if node not in self._known:
+            self._known[node] = self.compute(node, depth)
+        return self._known[node]
+
+    def branch(self, node: Bound, depth: int) -> tuple[str, bool]:
+        """Write a node inside a block that may be skipped: what is computed there is not known outside."""
+        outside = dict(self._known)
+        found = self.emit(node, depth)
+        self._known = outside
+        return found
+
+    def compute(self, node: Bound, depth: int) -> tuple[str, bool]:
+        """Write what computes a node that is no constant."""
         match node:
-            case Const(value):
-                return self.constant(value), value is None
-            case Absent():
+            case Const() | Absent():
                 return "None", True
             case Read():
                 name = self.temporary()
@@ -96,7 +113,10 @@ class _Writer:
             case Choice(condition, then, other):
                 return self.choice(condition, then, other, depth)
             case Math(name, args):
-                atoms = [self.emit(argument, depth)[0] for argument in args]
+                found = [self.emit(argument, depth) for argument in args]
+                atoms = [atom for atom, _ in found]
+                if name in _TOTAL:
+                    return self.assign(depth, f"{self.slot(MATH[name])}({', '.join(atoms)})", [atom for atom, unknown in found if unknown])
                 result = self.temporary()
                 self.line(depth, f"{result} = {self.slot(apply_math)}({', '.join([self.slot(name, ('text', name)), *atoms])})")
                 return result, True
@@ -132,7 +152,7 @@ class _Writer:
             if index:
                 self.line(depth, f"if {result} is not {decider}:")
                 inner = depth + 1
-            atom, unknown = self.emit(term, inner)
+            atom, unknown = self.branch(term, inner) if index else self.emit(term, inner)
             decides = f"not {atom}" if op == "and" else atom
             if unknown:
                 may_be_unknown = True
@@ -148,9 +168,9 @@ class _Writer:
         if unknown:
             self.line(depth, f"if {test} is None: {result} = None")
         self.line(depth, f"{'elif' if unknown else 'if'} {test}:")
-        atom, first = self.emit(then, depth + 1)
+        atom, first = self.branch(then, depth + 1)
         self.line(depth + 1, f"{result} = {atom}")
         self.line(depth, "else:")
-        atom, second = self.emit(other, depth + 1)
+        atom, second = self.branch(other, depth + 1)
         self.line(depth + 1, f"{result} = {atom}")
         return result, unknown or first or second

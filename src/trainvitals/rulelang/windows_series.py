@@ -55,7 +55,7 @@ class Series:
         dropped: Samples seen before ``xs[0]``.
     """
 
-    __slots__ = ("_horizon", "_horizon_until", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "key", "mark", "nonfinite", "steps", "times", "tokens", "windows", "xs")
+    __slots__ = ("_cadences", "_horizon", "_horizon_until", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "key", "mark", "nonfinite", "steps", "times", "tokens", "windows", "xs")
 
     def __init__(self, key: str, clock: Clock, cadence_kind: str = "update") -> None:
         self.key = key
@@ -66,6 +66,7 @@ class Series:
         self.times: list[float] | None = None
         self.tokens: list[float] | None = None
         self.first: dict[str, float] = {}
+        self._cadences: dict[str, tuple[int, float | None]] = {}  # windows of one series ask for the same moment
         self.dropped = 0
         self.nonfinite = 0
         self.bad_at = -1
@@ -121,10 +122,16 @@ class Series:
             return 1.0
         places = self.positions(axis)
         assert places is not None
-        end = (self.total if count is None else count) - self.dropped
+        at = self.total if count is None else count
+        known = self._cadences.get(axis)
+        if known is not None and known[0] == at:
+            return known[1]
+        end = at - self.dropped
         part = places[max(0, end - _REVIEW - 1) : end]
         gaps = sorted(b - a for a, b in pairwise(part) if b > a)
-        return gaps[len(gaps) // 2] if gaps else None
+        result = gaps[len(gaps) // 2] if gaps else None
+        self._cadences[axis] = (at, result)
+        return result
 
     def reviewed(self, count: int) -> tuple[int, int]:
         """The sample count at which the cadence in force after ``count`` samples was observed, and the next such count."""
@@ -181,6 +188,7 @@ class Series:
             return
         for window in self.windows:
             window.advance()
+        self._cadences.clear()
         self.xs.insert(at, value)
         self.steps.insert(at, step)
         for axis in (self.times, self.tokens):
@@ -239,4 +247,5 @@ class Series:
         self.first = dict(state["first"])
         self.dropped, self.nonfinite, self.bad_at = state["dropped"], state["nonfinite"], state["bad_at"]
         self.bad_steps = list(state["bad_steps"])
+        self._cadences.clear()
         self._horizon_until = 0
