@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Installs $(2) into the environment $(1) under the constraints $(3), one short line per package.
 # The grep drops pip's remark about configured package folders that do not exist; errors stay.
 pip_install = $(1)/bin/python -m pip install --progress-bar off -c $(3) $(2) 2> >(grep -v 'Location .* is ignored' >&2) \
-	| awk '/^(Collecting|Processing) / { n = split($$2, path, "/"); split(path[n], p, /[<>=;!~\[(-][0-9<>=;!~\[(]?/); \
+	| awk '/^(Collecting|Processing) / { n = split($$2, path, "/"); split(path[n], p, /[<>=;!~\[(]|-[0-9]/); \
 	         if (path[n] != "main" && p[1] != last) { last = p[1]; printf "    %s\n", p[1]; fflush() } } \
 	       /^Installing collected/ { n = split($$0, p, ","); printf "    unpacking %d packages ...\n", n; fflush() }'
 

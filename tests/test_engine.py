@@ -17,6 +17,7 @@ from trainvitals.events import Applied, Boundary, Frame, Item, RunEnd, RunStart,
 from trainvitals.findings import RECORD, Finding, Verdict
 from trainvitals.rule_state import Life
 from trainvitals.rulelang.loader import RuleSet, load_rules
+from trainvitals.speaker import Output
 
 KL = """
 id: {id}
@@ -49,7 +50,7 @@ def frames(values: Iterable[float | None], signal: str = "policy.kl_ref", first:
     return [Frame(step, {} if value is None else {signal: value}, time=1000.0 + step) for step, value in enumerate(values, first)]
 
 
-def drive(engine: Engine, items: Iterable[Item]) -> list[Any]:
+def drive(engine: Engine, items: Iterable[Item]) -> list[Output]:
     return [record for item in items for record in engine.observe(item)]
 
 
@@ -112,6 +113,16 @@ def test_evaluates_once_per_update_when_frames_come_in_parts(tmp_path: Path) -> 
         Frame(2, {"policy.kl_ref": 2.0}, closes=False), Frame(3, {"policy.kl_ref": 2.0}),
     ]  # fmt: skip
     assert findings(drive(Engine(rules), items)) == [(2, "kl-high", "firing")]
+
+
+def test_a_second_attempt_in_the_same_stream_is_not_late(tmp_path: Path) -> None:
+    engine = Engine(load(rule(tmp_path, "kl-high")))
+    first = [RunStart("r"), *frames([0] * 20), RunEnd(20, "killed")]
+    second = [RunStart("r"), Boundary(10, "resume"), *frames([0, 2, 0], first=11), RunEnd(13)]
+    records = drive(engine, [*first, *second])
+    assert findings(records) == [(12, "kl-high", "firing"), (13, "kl-high", "resolved")]
+    assert [one.final for one in records if isinstance(one, Verdict)].count(True) == 2
+    assert engine.late == 0
 
 
 def test_late_frames_are_counted_and_decide_nothing(tmp_path: Path) -> None:
@@ -252,6 +263,28 @@ def test_a_failing_rule_is_off_for_the_run_and_the_others_go_on(tmp_path: Path) 
     assert findings(records) == [(2, "bad", "error"), (2, "good", "firing")]
     assert engine.states("bad") == {"": "error"}
     assert engine.coverage().rules[0].status == "error"
+
+
+SUGGEST = """
+suggest:
+  - set: learning_rate
+    to: config.learning_rate / 2
+    why: test
+expect: {that: policy.kl_ref < limit, within: {updates: 5}}
+"""
+
+
+@pytest.mark.parametrize(("after", "outcome"), [([2, 0, 0, 0, 0, 0, 0], "confirmed"), ([2] * 8, "no_effect")])
+def test_a_change_is_followed_up_and_not_suggested_again(tmp_path: Path, after: list[float], outcome: str) -> None:
+    engine = Engine(load(rule(tmp_path, "kl-high", extra=SUGGEST)))
+    start = RunStart("r", "grpo", "trl", config={"learning_rate": 1e-6})
+    records = drive(engine, [start, *frames([0, 2]), Applied(2, "learning_rate", 1e-6, 5e-7), *frames([*after, 0, 0, 2], first=3)])
+    found = [one for one in records if isinstance(one, Finding)]
+    assert [(action.parameter, action.to, action.apply) for action in found[0].actions] == [("learning_rate", 5e-7, "live")]
+    judged = [one for one in found if one.state in {"confirmed", "no_effect"}]
+    assert [(one.state, one.finding_id) for one in judged] == [(outcome, found[0].finding_id)]
+    assert found[-1].state == "firing"
+    assert found[-1].actions == []
 
 
 def _noisy_run(seed: int, length: int) -> list[Item]:

@@ -71,3 +71,29 @@ def coverage(
         late_events=late,
         tuned=list(ruleset.tuned),
     )
+
+
+def blind(rules: Iterable[Watched], step: int, origin: int, trainer: str, keys: Iterable[str]) -> list[tuple[Watched, str, list[str]]]:
+    """Rules whose patience ends at this step and that were not decided, each once: rule, reason, missing signals.
+
+    Rules with a clock are left to the coverage record: a log without timer events is no news. So are rules for particular
+    trainers when the trainer is unknown and nothing that they read came: they are not meant.
+    """
+    seen = {key.partition("{")[0] for key in keys}
+    found: list[tuple[Watched, str, list[str]]] = []
+    for watched in rules:
+        if watched.blind_at is None or step < watched.blind_at:
+            continue
+        watched.blind_at = None
+        if watched.off is not None:
+            continue
+        rule = watched.rule
+        if watched.overflow:
+            text = f"Only the first {MAX_INSTANCES} values of '{rule.for_each}' are watched; {len(watched.overflow)} more are not."
+            found.append((watched, text, []))
+        elif not watched.decided and rule.clock_seconds is None and not (trainer == "unknown" and rule.trainers and not rule.signals & seen):
+            watch = next(iter(watched.instances.values()), None)
+            reason = watch.blind_reason if watch is not None else "no series with its label came"
+            unknown = watch.unknown() if watch is not None else sorted(watched.labelled)
+            found.append((watched, f"Not decided once in {step - origin} updates: {reason}.", unknown))
+    return found

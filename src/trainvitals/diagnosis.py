@@ -7,6 +7,7 @@ none is open, from evidence of progress: without a significant trend a healthy r
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def _widening(values: Sequence[float]) -> float:
     power = sum(value * value for value in rest)
     if power <= 1e-24 * (1 + mean * mean):
         return 1.0
-    r = sum(one * two for one, two in zip(rest, rest[1:], strict=False)) / power
+    r = sum(one * two for one, two in itertools.pairwise(rest)) / power
     r = min(max(r, 0.0), 0.9)
     return (1 + r) / (1 - r)
 

@@ -17,25 +17,22 @@ Meaning, where notes/rules.md 9.4 leaves it open:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from trainvitals.coverage import coverage, not_checked
+from trainvitals.coverage import blind, coverage, not_checked
 from trainvitals.diagnosis import VerdictMaker
-from trainvitals.events import CATALOGUE, Applied, Boundary, Frame, Item, RunEnd, RunStart, SignalSpec, Tick, split_label
-from trainvitals.findings import CoverageRecord, Finding, FindingState, Term, Verdict
+from trainvitals.events import CATALOGUE, Applied, Boundary, Frame, Item, RunStart, SignalSpec, Tick, split_label
+from trainvitals.findings import CoverageRecord, Term, Verdict
 from trainvitals.followup import Followups
 from trainvitals.reporting import Reporter
-from trainvitals.rule_state import Transition
 from trainvitals.rulelang.compile import Binder, RunInfo
 from trainvitals.rulelang.loader import RuleSet
 from trainvitals.rulelang.windows import Store
-from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, BLANKED_CATEGORIES, MAX_INSTANCES, Watch, Watched, clean_label
+from trainvitals.speaker import Output, Speaker
+from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, BLANKED_CATEGORIES, MAX_INSTANCES, Watch, Watched
 
-Output = Finding | Verdict
-STATE_VERSION = 1
 BLIND_UPDATES = 200
 BLIND_SHARE = 0.2
 """A rule without one decision after this many updates, or this share of the planned ones, is called blind."""
@@ -52,6 +49,7 @@ class Engine:
         step: Newest update seen.
         verdict: The current verdict; None before the first.
         findings: The newest 1,000 findings, oldest first.
+        counts: Openings by severity.
         late: Frames that came after their update was closed.
     """
 
@@ -61,11 +59,11 @@ class Engine:
         self.store = Store(catalogue)
         self.step = 0
         self.late = 0
-        self.counts: dict[str, int] = {}
-        self.findings: deque[Finding] = deque(maxlen=1000)
-        self.samples: dict[str, int] = {}
         self._reporter = Reporter(self.store)
         self._maker = VerdictMaker(ruleset.rules)
+        self._speaker = Speaker(self._reporter, self._maker)
+        self.findings = self._speaker.findings
+        self.counts = self._speaker.counts
         self._followups = Followups()
         self._info = RunInfo()
         self._watched = [Watched(rule, self._labelled(rule.signals, rule.for_each)) for rule in ruleset.rules]
@@ -80,6 +78,7 @@ class Engine:
         self._blank_until = -1
         self._blind_at: int | None = None
         self._ended = False
+        self._restarted = False
         self._known: set[str] = set()
         self._hot: list[Watch] = []
         self._steady: list[Watch] = []
@@ -122,6 +121,10 @@ class Engine:
             self._close(self._open_step, self._open_time, out)
         if not self._bound:
             self._bind()
+        if self._restarted:
+            self._restarted = False
+            if step <= self._closed:
+                self._rewind(step - 1)
         if not self._known.issuperset(frame.values):
             self._discover(frame)
         self.store.ingest(frame)
@@ -156,15 +159,25 @@ class Engine:
         if item.what in BLANK_AFTER:
             self._blank_until = item.step + BLANK_UPDATES
         if item.what == "resume":
-            # The run went back to a checkpoint: what comes now is not late, it is another attempt at the same updates.
-            self._closed = min(self._closed, item.step)
             self._open_step = None
-            for watch in self._hot:
-                watch.next_step = min(watch.next_step, item.step)
+            if item.step < self._closed:
+                self._rewind(item.step)
             self._maker.rewind(item.step)
         if item.what == "save_end":
             path = item.detail.get("path") or item.detail.get("checkpoint") or f"checkpoint-{item.step}"
             self._maker.checkpoint(item.step, str(path))
+
+    def _rewind(self, step: int) -> None:
+        """The run went back to an earlier update without our state: windows and references are learned again.
+
+        Samples of the abandoned attempt would stand before the new ones at later steps. What is open stays open.
+        """
+        boundaries, time = self.store.boundaries, self.store.clock.time
+        self.store = self._reporter.store = Store(self.catalogue)
+        self.store.boundaries = {what: (min(at, step), when) for what, (at, when) in boundaries.items()}
+        self.store.clock.time = time
+        self._closed, self._origin, self._open_step = step, None, None
+        self._bind()
 
     def _tick(self, item: Tick, out: list[Output]) -> None:
         self.store.tick(item.time)
@@ -180,6 +193,8 @@ class Engine:
             self._judge(self.step, item.time, out)
 
     def _start(self, item: RunStart) -> None:
+        self._restarted = self._origin is not None
+        self._ended = False
         self._reporter.run = replace(item, config=dict(item.config))
         self._maker.trainer = item.trainer
         self._info = RunInfo(item.trainer, item.framework, item.world_size, item.total_steps, _logging_every(item.config))
@@ -212,6 +227,8 @@ class Engine:
         if self._open_step is not None:
             self._close(self._open_step, self._open_time, out)
         elif self._dirty and self._origin is not None:
+            for watch in self._hot:
+                watch.next_step = min(watch.next_step, self.step)
             self._close(self.step, time, out)
         decided = any(watched.decided for watched in self._watched)
         verdict = self._maker.make(max(step, self.step), not_checked=not_checked(self._watched), decided=decided, final=True)
@@ -238,41 +255,10 @@ class Engine:
             if watched.off == "error":
                 continue
             try:
-                self._bind_rule(watched)
+                watched.bind(self._binder, self._info.trainer, run.emits, self._origin)
             except Exception as error:
                 watched.off, watched.reason = "error", f"{type(error).__name__}: {error}"
         self._arrange()
-
-    def _bind_rule(self, watched: Watched) -> None:
-        rule, trainer = watched.rule, self._info.trainer
-        watched.off = watched.reason = None
-        if rule.trainers and trainer not in rule.trainers and trainer != "unknown":
-            watched.off, watched.reason = "not_applicable", f"applies to {', '.join(rule.trainers)}; this is {trainer}"
-            return
-        if rule.applies_where is not None:
-            holds = self._binder.bind(rule.applies_where, rule.param_values, rule.lets)()
-            if holds is False:
-                watched.off, watched.reason = "not_applicable", f"applies where {rule.applies_where.text}"
-                return
-        if rule.for_each is None:
-            watch = watched.instances.get("") or self._watch(watched, None)
-            watch.bind(self._binder)
-            watched.missing = watch.when.missing
-            if watch.when.status == "inactive":
-                watched.off, watched.reason = "inactive", f"this run does not emit {', '.join(watch.when.missing)}"
-            return
-        if watched.labelled and self._reporter.run.emits is not None and not watched.labelled & self._reporter.run.emits:
-            watched.off, watched.reason = "inactive", f"this run does not emit {', '.join(sorted(watched.labelled))}"
-            watched.missing = tuple(sorted(watched.labelled))
-            return
-        for watch in watched.instances.values():
-            watch.bind(self._binder)
-
-    def _watch(self, watched: Watched, label: tuple[str, str] | None) -> Watch:
-        start = self._origin if self._origin is not None else -1
-        watch = Watch(watched, label, start + watched.rule.warmup if self._origin is not None else 0)
-        watched.instances[label[1] if label else ""] = watch
-        return watch
 
     def _arrange(self) -> None:
         """Flat lists for the hot path."""
@@ -296,7 +282,7 @@ class Engine:
                 if len(watched.instances) >= MAX_INSTANCES:
                     watched.overflow.add(value[:80]) if len(watched.overflow) < 10_000 else None
                     continue
-                self._watch(watched, (label, value)).bind(self._binder)
+                watched.watch((label, value), self._origin).bind(self._binder)
                 changed = True
         if changed:
             self._arrange()
@@ -331,7 +317,8 @@ class Engine:
             if not watch.calm and step > watch.warm_until:
                 self._evaluate(watch, step, time, out)
         if self._followups.waiting:
-            out.extend(self._followups.check(self._reporter, step, time))
+            for finding in self._followups.check(self._reporter, step, time):
+                self._speaker.note(finding, out)
         if self._blind_at is not None and step >= self._blind_at:
             self._look_for_blind(step, time, out)
         due = self._maker.due(step)
@@ -369,91 +356,11 @@ class Engine:
         watch.calm = life.quiet
         if transition is not None:
             watch.owner.refresh(step)
-            self._transition(watch, transition, step, time, out)
+            self._speaker.transition(watch, transition, step, time, out)
         elif life.firing:
             watch.owner.status.last_fired = step
             if not life.flapping:
-                self._while_firing(watch, step, time, out)
-
-    def _transition(self, watch: Watch, transition: Transition, step: int, time: float | None, out: list[Output]) -> None:
-        rule, life = watch.owner.rule, watch.life
-        if transition == "open":
-            if rule.repeat == "never" and life.openings > 1:
-                return
-            watch.count = 0
-            cause = self._cause(watch, step)
-            if cause is None and rule.hold and any(cause.pending for cause in watch.owner.causes):
-                watch.hold_until = step + rule.hold
-                return
-            self._emit(watch, "suppressed" if cause else "firing", step, time, out, suppressed_by=cause)
-        elif transition == "close":
-            watch.hold_until = None
-            if watch.finding_id is not None:
-                self._emit(watch, "resolved", step, time, out)
-        elif transition == "flapping":
-            watch.hold_until = None
-            if rule.repeat != "never":
-                self._emit(watch, "flapping", step, time, out)
-        elif watch.finding_id is not None:
-            watch.count = 0
-            self._emit(watch, "firing" if life.firing else "resolved", step, time, out)
-
-    def _while_firing(self, watch: Watch, step: int, time: float | None, out: list[Output]) -> None:
-        """Things that may happen to a rule that keeps firing: its cause opens or clears, it repeats."""
-        repeat = watch.owner.rule.repeat
-        if watch.hold_until is not None:
-            cause = self._cause(watch, step)
-            if cause is not None or step >= watch.hold_until or not any(cause.pending for cause in watch.owner.causes):
-                watch.hold_until = None
-                self._emit(watch, "suppressed" if cause else "firing", step, time, out, suppressed_by=cause)
-        elif watch.suppressed_by is not None:
-            if self._cause(watch, step) is None:
-                self._emit(watch, "firing", step, time, out)
-        elif isinstance(repeat, int) and watch.finding_id is not None and step - watch.said_at >= repeat:
-            self._emit(watch, "firing", step, time, out)
-
-    def _cause(self, watch: Watch, step: int) -> str | None:
-        """Id of a rule that explains this one now."""
-        owner = watch.owner
-        for cause in owner.causes:
-            if cause.off is None and cause.explains(step, owner.rule.hold):
-                return cause.rule.id
-        return None
-
-    def _emit(
-        self, watch: Watch, state: FindingState, step: int, time: float | None, out: list[Output], *, suppressed_by: str | None = None
-    ) -> None:
-        rule = watch.owner.rule
-        if watch.finding_id is None:
-            watch.finding_id = f"{rule.code}.{watch.owner.openings}"
-        watch.suppressed_by = suppressed_by
-        watch.said_at = step
-        if state == "firing":
-            watch.count += 1
-        place = self._maker.incidents.place(rule.id, step, [one for key, one in self._maker.open.items() if key != watch.finding_id])
-        known = self._maker.open.get(watch.finding_id)
-        incident = (known.incident, place[1]) if known else place
-        finding = self._reporter.finding(watch, state, step, time, suppressed_by=suppressed_by, incident=incident)
-        first = known is None or known.suppressed
-        self._record(finding, watch, out, opening=state == "firing" and first)
-        if state == "resolved":
-            watch.finding_id = watch.suppressed_by = None
-        elif state == "firing" and first:
-            self._absorb(watch, step, time, out)
-
-    def _absorb(self, watch: Watch, step: int, time: float | None, out: list[Output]) -> None:
-        """A composite opened: it speaks for its parts from now on."""
-        for part in watch.owner.parts:
-            for other in part.instances.values():
-                if other.finding_id is not None and other.life.firing and other.suppressed_by is None and not other.life.flapping:
-                    self._emit(other, "suppressed", step, time, out, suppressed_by=watch.owner.rule.id)
-
-    def _record(self, finding: Finding, watch: Watch, out: list[Output], *, opening: bool) -> None:
-        self._maker.take(finding, watch.owner.rule)
-        if opening:
-            self.counts[finding.severity] = self.counts.get(finding.severity, 0) + 1
-        self.findings.append(finding)
-        out.append(finding)
+                self._speaker.while_firing(watch, step, time, out)
 
     def _fail(self, watch: Watch, error: Exception, step: int, time: float | None, out: list[Output]) -> None:
         """A rule raised: it is off for the run, and says so once. Training must not notice."""
@@ -468,32 +375,14 @@ class Engine:
                 self._reporter.open_actions.pop(other.finding_id, None)
         message = f"Rule {owner.rule.id} failed and is off for this run: {owner.reason}"
         finding = self._reporter.note(owner.rule, "error", message, step, time, severity="warning", finding_id=watch.finding_id)
-        self.findings.append(finding)
-        out.append(finding)
+        self._speaker.note(finding, out)
         self._arrange()
 
     def _look_for_blind(self, step: int, time: float | None, out: list[Output]) -> None:
-        """Report rules that could not be decided so far, once each, and rules with too many instances.
-
-        Rules with a clock are left to the coverage record: a log without timer events is no news.
-        """
-        for watched in self._watched:
-            if watched.blind_at is None or step < watched.blind_at:
-                continue
-            watched.blind_at = None
-            if watched.off is None and watched.overflow:
-                text = f"Only the first {MAX_INSTANCES} values of '{watched.rule.for_each}' are watched; {len(watched.overflow)} more are not."
-                out.append(self._reporter.note(watched.rule, "blind", text, step, time, severity="info"))
-            elif watched.off is None and not watched.decided and watched.rule.clock_seconds is None and not self._irrelevant(watched):
-                reason = next((watch.blind_reason for watch in watched.instances.values()), "no series with its label came")
-                unknown = next((watch.unknown() for watch in watched.instances.values()), sorted(watched.labelled))
-                text = f"Not decided once in {step - (self._origin or 0)} updates: {reason}."
-                out.append(self._reporter.note(watched.rule, "blind", text, step, time, severity="info", unknown=unknown))
+        """Report rules that could not be decided so far, once each, and rules with too many instances."""
+        for watched, text, unknown in blind(self._watched, step, self._origin or 0, self._info.trainer, self._known):
+            self._speaker.note(self._reporter.note(watched.rule, "blind", text, step, time, severity="info", unknown=unknown), out)
         self._blind_at = min((watched.blind_at for watched in self._watched if watched.blind_at is not None), default=None)
-
-    def _irrelevant(self, watched: Watched) -> bool:
-        """The trainer is unknown, the rule is for particular ones, and nothing of what it reads came: it is not meant."""
-        return self._info.trainer == "unknown" and bool(watched.rule.trainers) and not any(key.partition("{")[0] in watched.rule.signals for key in self._known)
 
     def _judge(self, step: int, time: float | None, out: list[Output]) -> None:
         decided = any(watched.decided for watched in self._watched)
@@ -568,4 +457,4 @@ def _logging_every(config: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 else None
 
 
-__all__ = ["STATE_VERSION", "Engine", "clean_label"]
+__all__ = ["Engine", "Output"]

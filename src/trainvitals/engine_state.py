@@ -55,7 +55,9 @@ def load(engine: Engine, state: Mapping[str, Any]) -> None:
         msg = f"engine state of version {state.get('version')!r}; this trainvitals reads version {VERSION}"
         raise ValueError(msg)
     engine.store.load_state_dict(state["store"])
-    engine.step, engine.late, engine.counts = state["step"], state["late"], dict(state["counts"])
+    engine.step, engine.late = state["step"], state["late"]
+    engine.counts.clear()
+    engine.counts.update(state["counts"])
     engine._closed, engine._open_step, engine._open_time = state["closed"], state["open_step"], state["open_time"]
     engine._dirty, engine._origin, engine._blank_until = state["dirty"], state["origin"], state["blank_until"]
     engine._blind_at, engine._known = state["blind_at"], set(state["known"])
@@ -87,5 +89,5 @@ def _load_rule(engine: Engine, watched: Watched, saved: Mapping[str, Any]) -> No
     watched.status.firing, watched.status.firing_since, watched.status.last_fired = saved["status"]
     for key, entry in saved["instances"].items():
         label = (entry["label"][0], entry["label"][1]) if entry["label"] else None
-        watch = watched.instances.get(key) or engine._watch(watched, label)
+        watch = watched.instances.get(key) or watched.watch(label, engine._origin)
         watch.load_state_dict(entry)

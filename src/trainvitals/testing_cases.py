@@ -224,7 +224,6 @@ def _series(fields: Fields, every: int, seed: str, catalogue: Mapping[str, Signa
             parts.only(("values", "every"), ("values",))
             pace, text = parts.whole("every", every), parts.get("values")
         if not isinstance(text, Scalar):
-            node.problem("E422", "a series is a text such as '0.4x60'")
             fields.fail(node, "E422", "a series is a text such as '0.4x60'")
             continue
         try:
@@ -278,7 +277,7 @@ def _expectation(node: Node, fields: Fields) -> Expectation:
     inner = _mapping(node, fields, "expect", _EXPECT, ())
     if inner is None:
         return Expectation()
-    if not any(key in inner for key in _ANCHORS):
+    if not any(key in inner for key in _ANCHORS) and all(key in _EXPECT for key in inner.node.keys):
         fields.fail(node, "E421", f"an expectation needs one of {', '.join(_ANCHORS)}")
     if ("until" in inner) and "state" not in inner:
         fields.fail(node, "E421", "'until' needs 'state'")

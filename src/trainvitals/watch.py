@@ -159,6 +159,43 @@ class Watched:
         self.applied: set[str] = set()
         self.blind_at: int | None = None
 
+    def bind(self, binder: Binder, trainer: str, emits: frozenset[str] | None, origin: int | None) -> None:
+        """Decide whether the rule applies to this run, and bind its instances; what they have counted so far stays.
+
+        Args:
+            binder: Of the run.
+            trainer: Of the run; ``unknown`` excludes nothing.
+            emits: Signals that can come; None when unknown.
+            origin: Update before the first one seen; None before that.
+        """
+        rule = self.rule
+        self.off = self.reason = None
+        if rule.trainers and trainer not in rule.trainers and trainer != "unknown":
+            self.off, self.reason = "not_applicable", f"applies to {', '.join(rule.trainers)}; this is {trainer}"
+            return
+        if rule.applies_where is not None and binder.bind(rule.applies_where, rule.param_values, rule.lets)() is False:
+            self.off, self.reason = "not_applicable", f"applies where {rule.applies_where.text}"
+            return
+        if rule.for_each is None:
+            watch = self.instances.get("") or self.watch(None, origin)
+            watch.bind(binder)
+            self.missing = watch.when.missing
+            if watch.when.status == "inactive":
+                self.off, self.reason = "inactive", f"this run does not emit {', '.join(watch.when.missing)}"
+            return
+        if self.labelled and emits is not None and not self.labelled & emits:
+            self.missing = tuple(sorted(self.labelled))
+            self.off, self.reason = "inactive", f"this run does not emit {', '.join(self.missing)}"
+            return
+        for watch in self.instances.values():
+            watch.bind(binder)
+
+    def watch(self, label: tuple[str, str] | None, origin: int | None) -> Watch:
+        """A new instance; its warm-up counts from `origin`."""
+        watch = Watch(self, label, origin + self.rule.warmup if origin is not None else 0)
+        self.instances[label[1] if label else ""] = watch
+        return watch
+
     @property
     def decided(self) -> int:
         """Evaluations of all instances that gave true or false."""

@@ -21,7 +21,6 @@ import transformers  # noqa: E402
 
 from trainvitals.integrations.trl import attach  # noqa: E402
 
-
 OF_THE_MACHINE = {"throughput-drop", "training-stalled"}  # true or not depends on what else runs on this machine
 
 

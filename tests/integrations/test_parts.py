@@ -110,6 +110,20 @@ class TestLater:
         assert queue.dropped > 0
         assert len(queue) < 300
 
+    def test_a_computation_that_fails_is_told_once_and_the_others_go_on(self):
+        told: list[str] = []
+        queue = later.Later(told.append)
+
+        def broken(tensors: list[torch.Tensor]) -> dict[str, float]:
+            raise KeyError("shape")
+
+        for _ in range(3):
+            queue.put([torch.tensor(1.0)], broken)
+            queue.put([torch.tensor(2.0)], later.scalar("optim.loss_raw"))
+        assert queue.ready() == {"optim.loss_raw": 2.0}
+        assert len(told) == 1
+        assert "broken raised KeyError" in told[0]
+
 
 class TestNvml:
     def test_no_driver_means_no_device(self, monkeypatch):

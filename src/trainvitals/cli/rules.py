@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trainvitals.cli import UserError
 from trainvitals.sinks.encode import dumps, one_line
-
-if TYPE_CHECKING:
-    from trainvitals.rulelang.loader import RuleSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,23 +65,30 @@ def _paths(given: list[str]) -> list[Path]:
     return paths
 
 
-def _load(paths: list[Path]) -> RuleSet:
+def _check(paths: list[Path]) -> int:
+    from trainvitals._resources import rules_folder
     from trainvitals.cli.common import rule_problems
     from trainvitals.rulelang.errors import RuleError
     from trainvitals.rulelang.loader import load_rules
 
+    given = [file for path in paths for file in ([path] if path.is_file() else _rule_files(path))]
+    if not given:
+        raise UserError(f"no rule in {', '.join(map(str, paths))}", "rule files end in .yaml; see trainvitals schema rule")
+    # A rule may name built-in ones as its causes; a file of the same name stands for the built-in one.
+    names = {file.name for file in given}
+    around = [file for file in _rule_files(rules_folder()) if file.name not in names]
     try:
-        return load_rules(paths, enable=["experimental"])
+        ruleset = load_rules([*given, *around], enable=["experimental"])
     except RuleError as error:
         raise rule_problems(error) from None
-
-
-def _check(paths: list[Path]) -> int:
-    ruleset = _load(paths)
-    if not ruleset.rules:
-        raise UserError(f"no rule in {', '.join(map(str, paths))}", "rule files end in .yaml; see trainvitals schema rule")
-    print(f"{len(ruleset.rules)} rules, no problems")
+    for problem in ruleset.warnings:
+        print(problem.render())
+    print(f"{len(given)} rules, no errors" if ruleset.warnings else f"{len(given)} rules, no problems")
     return 0
+
+
+def _rule_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix in (".yaml", ".yml") and not file.stem.endswith(".test"))
 
 
 def _test(paths: list[Path], verbose: bool) -> int:
@@ -93,7 +96,6 @@ def _test(paths: list[Path], verbose: bool) -> int:
     from trainvitals.rulelang.errors import RuleError
     from trainvitals.testing import run_rule_tests
 
-    _load(paths)  # a broken rule is told with its place, not as a failed test
     try:
         results = [result for path in paths for result in run_rule_tests(path)]
     except RuleError as error:
@@ -115,7 +117,6 @@ def _mutate(paths: list[Path], verbose: bool) -> int:
     from trainvitals.rulelang.errors import RuleError
     from trainvitals.testing_mutants import run_mutants
 
-    _load(paths)
     try:
         reports = [report for path in paths for report in run_mutants(path)]
     except RuleError as error:
@@ -127,7 +128,11 @@ def _mutate(paths: list[Path], verbose: bool) -> int:
             print(one_line(f"STALE {report.rule}: the excuse for {name} excuses nothing"))
         for result in report.results:
             if result.status != "killed" or verbose:
-                print(one_line(f"{result.status:8} {report.rule}: {result.name}: {result.what}" + (f" ({result.by})" if result.by else "")))
+                print(
+                    one_line(
+                        f"{result.status:8} {report.rule}: {result.name}: {result.what}" + (f" ({result.by})" if result.by else "")
+                    )
+                )
     results = [result for report in reports for result in report.results]
     counts = {status: sum(result.status == status for result in results) for status in ("killed", "survived", "excused")}
     print(f"{len(results)} mutants: {counts['killed']} killed, {counts['survived']} survived, {counts['excused']} excused")

@@ -130,6 +130,11 @@ def run_start(
         owner: The trainer, or its arguments where the trainer is not known.
     """
     kind = trainer_kind(owner)
+    emits = emitted(args, kind, cuda=cuda, hooks=hooks, gradients=gradients)
+    if len(getattr(owner, "reward_funcs", None) or (None, None)) < 2:
+        emits -= {"reward.component_share"}  # with one reward function there is nothing to share
+    if hasattr(owner, "tools") and not owner.tools:
+        emits -= {"completion.tool_call_rate", "completion.tool_failure_fraction"}
     framework, version = framework_of(owner)
     output = os.path.abspath(str(args.output_dir))
     return RunStart(
@@ -142,5 +147,5 @@ def run_start(
         world_size=int(getattr(args, "world_size", 1)),
         rank=int(getattr(args, "process_index", 0)),
         time=time,
-        emits=emitted(args, kind, cuda=cuda, hooks=hooks, gradients=gradients),
+        emits=emits,
     )

@@ -29,12 +29,17 @@ class _Waiting:
 class Later:
     """Tensors on their way to the host, in order.
 
+    Args:
+        on_error: Told once about each `compute` that raises; its signals are missing from then on, the others go on.
+
     Attributes:
         dropped: Batches that were never read because the device stayed too far behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_error: Callable[[str], None] = lambda text: None) -> None:
         self._waiting: deque[_Waiting] = deque()
+        self._on_error = on_error
+        self._failed: set[str] = set()
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -69,10 +74,21 @@ class Later:
                     break
                 first.event.synchronize()
             self._waiting.popleft()
-            for name, value in first.compute(first.tensors).items():
+            for name, value in self._compute(first).items():
                 if name not in values or math.isfinite(values[name]):
                     values[name] = value
         return values
+
+    def _compute(self, batch: _Waiting) -> dict[str, float]:
+        name = batch.compute.__qualname__
+        if name in self._failed:
+            return {}
+        try:
+            return batch.compute(batch.tensors)
+        except Exception as error:
+            self._failed.add(name)
+            self._on_error(f"{name} raised {type(error).__name__}: {error}; its signals are off. Training goes on.")
+            return {}
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,7 @@ class VitalsCallback(TrainerCallback):
         self.monitor = monitor
         self.off = False
         self.trainer: Any = None
-        self.later = Later()
+        self.later = Later(notice)
         self.seen = RewardRange()
         self.pending: dict[str, float] = {}  # signals of the open step
         self.hooks: Any = None  # integrations.trl.Hooks
@@ -136,7 +136,7 @@ class VitalsCallback(TrainerCallback):
         self._mapper = Mapper(None if run.trainer == "unknown" else run.trainer)
         self._start_monitor(run, args, state.global_step)
         self._step = self._closed = state.global_step
-        self.later, self.pending, self._row, self._open = Later(), {}, None, False
+        self.later, self.pending, self._row, self._open = Later(notice), {}, None, False
         self._once = {"run.logging_every": max(1.0, float(args.logging_steps))} if args.logging_steps >= 1 else {}
         if hasattr(args, "max_completion_length") and args.max_completion_length:
             self._once["completion.length_cap"] = float(args.max_completion_length)

@@ -35,6 +35,7 @@ from trainvitals.integrations.lifecycle import status_of
 from trainvitals.integrations.torch import parameter_norms
 from trainvitals.integrations.transformers import VitalsCallback, notice
 
+_STEP_LIMIT = 4096  # micro-batches kept for one step: should our callback be removed, nobody empties these lists
 _SAMPLERS = frozenset({"grpo", "rloo"})
 _ONE = torch.tensor([0.0, 1.0, 1.0, 1.0])  # ratio statistics of a micro-batch that the policy itself sampled
 
@@ -194,7 +195,8 @@ class Hooks:
     # ---- what each wrap reads ----
 
     def _after_training_step(self, loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
-        self._losses.append(loss.detach())
+        if len(self._losses) < _STEP_LIMIT:
+            self._losses.append(loss.detach())
 
     def _after_batch(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         self._seconds["time.data_wait_seconds"] = self._seconds.get("time.data_wait_seconds", 0.0) + seconds
@@ -230,7 +232,7 @@ class Hooks:
     def _after_loss(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
         logps, self._logps = self._logps, None
-        if not self._training:
+        if not self._training or len(self._advantages) >= _STEP_LIMIT:
             return
         self._advantages.append(inputs["advantages"].detach())
         if logps is None:

@@ -437,7 +437,9 @@ def choice(condition: Tree, then: Tree, other: Tree) -> Tree:
         return condition
     if isinstance(condition, Const):
         return UNKNOWN if condition.value is None else then if condition.value else other
-    if isinstance(then, Absent) or isinstance(other, Absent):
+    if isinstance(then, Absent) and isinstance(other, Absent):
         return joined((then, other))
+    # One branch may still decide: `a if has(x) else b` must not go dead because `a` reads what this run never emits.
+    then, other = (UNKNOWN if isinstance(branch, Absent) else branch for branch in (then, other))
     kinds = {kind_of(then), kind_of(other)} - {"any"}
     return Choice(condition, then, other) if len(kinds) == 1 else UNKNOWN

@@ -347,7 +347,7 @@ def _build(function: str, key: str, series: Series, axis: Axis, length: float, q
         case "maximum":
             return ShortMaximum(key, series, axis, length) if short else Extreme(True, key, series, axis, length)
         case "median" | "quantile":
-            return Ordered("quantile", key, series, axis, length, q=q)
+            return Ordered("quantile", key, series, axis, length, q=0.5 if function == "median" else q)
         case "slope":
             return Slope(key, series, axis, length)
         case "delta":

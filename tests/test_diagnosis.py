@@ -1,0 +1,157 @@
+"""The verdict and incidents."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from trainvitals.diagnosis import Trend, VerdictMaker, ancestors
+from trainvitals.findings import Finding, RuleRef
+from trainvitals.rulelang.errors import Where
+from trainvitals.rulelang.expr import Expr, Flag
+from trainvitals.rulelang.model import Rule, RuleAction, Template
+
+ALWAYS = Expr("true", Flag(True), Where(), kind="bool")
+
+
+def rule(rule_id: str, category: str = "collapse", severity: str = "warning", **more: object) -> Rule:
+    base = Rule(rule_id, "RWD001", "1.0.0", "Title", category, severity, "stable", ALWAYS, Template("m"))  # type: ignore[arg-type]
+    return replace(base, **more)  # type: ignore[arg-type]
+
+
+def finding(of: Rule, state: str = "firing", step: int = 50, onset: int = 45, **more: object) -> Finding:
+    return Finding.model_validate({
+        "finding_id": of.id, "fingerprint": "f", "rule": RuleRef(id=of.id, code=of.code), "state": state, "severity": of.severity,
+        "category": of.category, "title": of.title, "message": f"{of.id} speaks.", "step": step, "onset_step": onset, **more,
+    })  # fmt: skip
+
+
+def maker(*rules: Rule, updates: int = 100, trainer: str = "grpo") -> VerdictMaker:
+    made = VerdictMaker(rules, trainer)
+    for step in range(1, updates + 1):
+        made.due(step)
+    return made
+
+
+@pytest.mark.parametrize(("category", "state"), [("collapse", "collapsed"), ("over-optimization", "over_optimizing"), ("ood-drift", "drifting"), ("stall", "stalled"), ("numerics", "diverged")])
+def test_category_gives_the_state(category: str, state: str) -> None:
+    one = rule("one", category)
+    made = maker(one)
+    made.take(finding(one), one)
+    verdict = made.make(50)
+    assert verdict is not None
+    assert (verdict.state, verdict.decision, verdict.rule) == (state, "watch", "one")
+    assert (verdict.since_step, verdict.last_healthy_step, verdict.reason) == (45, 44, "one speaks.")
+
+
+def test_efficiency_advises_without_calling_the_run_sick() -> None:
+    slow = rule("slow", "efficiency")
+    made = maker(slow)
+    action = {"action_id": "a", "parameter": "per_device_train_batch_size", "from": 4, "to": 8}
+    made.take(finding(slow, actions=[action]), slow)
+    verdict = made.make(50)
+    assert verdict is not None
+    assert (verdict.state, verdict.decision, verdict.last_healthy_step) == ("steady", "adjust", 50)
+
+
+def test_an_error_stops_or_restarts_from_a_checkpoint_before_the_onset() -> None:
+    bad = rule("bad", "numerics", "error")
+    made = maker(bad)
+    made.take(finding(bad), bad)
+    verdict = made.make(50)
+    assert verdict is not None
+    assert (verdict.decision, verdict.resume_from) == ("stop", None)
+    made = maker(bad)
+    made.checkpoint(20, "checkpoint-20")
+    made.checkpoint(40, "checkpoint-40")
+    made.checkpoint(48, "checkpoint-48")
+    made.take(finding(bad), bad)
+    verdict = made.make(50)
+    assert verdict is not None
+    assert (verdict.decision, verdict.resume_from) == ("restart_from", "checkpoint-40")
+
+
+def test_the_error_leads_and_suppressed_and_resolved_do_not() -> None:
+    warn, bad = rule("warn", "collapse"), rule("bad", "numerics", "error")
+    made = maker(warn, bad)
+    made.take(finding(warn, onset=30), warn)
+    made.take(finding(bad, onset=45), bad)
+    verdict = made.make(50)
+    assert verdict is not None
+    assert (verdict.rule, verdict.open_findings, verdict.last_healthy_step) == ("bad", {"error": 1, "warning": 1}, 29)
+    made.take(finding(bad, "resolved"), bad)
+    made.take(finding(warn, "suppressed", suppressed_by="x"), warn)
+    verdict = made.make(60)
+    assert verdict is not None
+    assert (verdict.state, verdict.rule) == ("steady", None)
+
+
+def test_own_verdict_and_stop_offer() -> None:
+    odd = rule("odd", "data", verdict="over_optimizing", action=RuleAction(stop="offer"))
+    made = maker(odd)
+    made.take(finding(odd), odd)
+    verdict = made.make(50)
+    assert verdict is not None
+    assert (verdict.state, verdict.decision) == ("over_optimizing", "stop")
+
+
+def test_only_changes_are_told_and_the_last_word_always() -> None:
+    made = maker()
+    assert made.make(1) is not None
+    assert made.make(2) is None
+    last = made.make(3, final=True)
+    assert last is not None
+    assert last.final
+    assert maker(updates=5).make(5).state == "warming_up"  # type: ignore[union-attr]
+    assert maker(updates=5).make(5, final=True).state == "insufficient_data"  # type: ignore[union-attr]
+    assert maker().make(100, decided=False, final=True).state == "insufficient_data"  # type: ignore[union-attr]
+
+
+def test_improving_needs_evidence() -> None:
+    source = random.Random(0)
+    rising, flat, falling = maker(), maker(), maker()
+    for step in range(200):
+        rising.values({"reward.mean": 0.2 + 0.002 * step + source.gauss(0, 0.05)})
+        flat.values({"reward.mean": 0.4 + source.gauss(0, 0.05)})
+        falling.values({"reward.mean": 0.8 - 0.002 * step + source.gauss(0, 0.05)})
+    assert [(one.make(200).state, one.make(201, final=True).decision) for one in (rising, flat, falling)] == [  # type: ignore[union-attr]
+        ("improving", "continue"), ("steady", "continue"), ("steady", "watch"),
+    ]  # fmt: skip
+
+
+def test_the_loss_is_no_evidence_in_grpo_but_is_in_sft() -> None:
+    for trainer, state in (("grpo", "steady"), ("sft", "improving")):
+        made = maker(trainer=trainer)
+        for step in range(200):
+            made.values({"optim.loss": 2.0 - 0.005 * step})
+        assert made.make(200).state == state  # type: ignore[union-attr]
+
+
+def test_noise_rarely_looks_like_progress() -> None:
+    """AR(0.9) noise, as real rewards are: at most a few of a hundred runs may be called improving."""
+    wrong = 0
+    for seed in range(100):
+        source, trend, level = random.Random(seed), Trend(4), 0.0
+        for _ in range(400):
+            level = 0.9 * level + source.gauss(0, 1)
+            trend.add(level)
+        wrong += (trend.z() or 0.0) > 3.0
+    assert wrong <= 3
+
+
+def test_trend_memory_is_bounded_and_survives_saving() -> None:
+    trend = Trend(4)
+    for step in range(100_000):
+        trend.add(step * 1.0)
+    assert len(trend.blocks) < Trend.LIMIT
+    other = Trend(4)
+    other.load_state_dict(trend.state_dict())
+    assert other.z() == trend.z()
+    assert (trend.z() or 0) > 3
+
+
+def test_ancestors_are_transitive_and_composites_are_causes() -> None:
+    rules = [rule("a"), rule("b", caused_by=("a",)), rule("c", caused_by=("b",)), rule("all", absorbs=("c",))]
+    assert ancestors(rules)["c"] == {"a", "b", "all"}
