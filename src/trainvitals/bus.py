@@ -55,13 +55,13 @@ class SignalBus:
                 self._running = False
 
     def _deliver(self, item: Any) -> None:
-        failed = None
+        failed: list[tuple[tuple[str, Subscriber], Exception]] = []
         for entry in self._subscribers:
             try:
                 entry[1](item)
             except Exception as error:
-                failed = [*(failed or []), (entry, error)]
-        for entry, error in failed or ():
+                failed.append((entry, error))
+        for entry, reason in failed:
             self._subscribers.remove(entry)
             if self._on_error is not None:
-                self._on_error(entry[0], error)
+                self._on_error(entry[0], reason)

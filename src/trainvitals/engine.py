@@ -31,7 +31,7 @@ from trainvitals.rulelang.compile import Binder, RunInfo
 from trainvitals.rulelang.loader import RuleSet
 from trainvitals.rulelang.windows import Store
 from trainvitals.speaker import Output, Speaker
-from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, BLANKED_CATEGORIES, MAX_INSTANCES, Watch, Watched
+from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, BLANKED_CATEGORIES, MAX_INSTANCES, Watch, Watched, link
 
 BLIND_UPDATES = 200
 BLIND_SHARE = 0.2
@@ -68,7 +68,7 @@ class Engine:
         self._info = RunInfo()
         self._watched = [Watched(rule, self._labelled(rule.signals, rule.for_each)) for rule in ruleset.rules]
         self._by_id = {watched.rule.id: watched for watched in self._watched}
-        self._link()
+        link(self._watched)
         self._bound = False
         self._closed = 0
         self._open_step: int | None = None
@@ -86,14 +86,6 @@ class Engine:
 
     def _labelled(self, signals: frozenset[str], label: str | None) -> frozenset[str]:
         return frozenset(name for name in signals if label and name in self.catalogue and self.catalogue[name].label == label)
-
-    def _link(self) -> None:
-        for watched in self._watched:
-            watched.causes = [self._by_id[name] for name in watched.rule.caused_by if name in self._by_id]
-            watched.parts = [self._by_id[name] for name in watched.rule.absorbs if name in self._by_id]
-        for watched in self._watched:
-            for part in watched.parts:
-                part.causes.append(watched)
 
     # -- items ---------------------------------------------------------------------------------------------------------
 
@@ -396,11 +388,6 @@ class Engine:
     def verdict(self) -> Verdict | None:
         """The current verdict."""
         return self._maker.current
-
-    @property
-    def bound(self) -> bool:
-        """Whether rules are bound to a run."""
-        return self._bound
 
     def states(self, rule_id: str) -> dict[str, str]:
         """State of every instance of a rule by label value (``""`` without `for_each`).

@@ -47,7 +47,7 @@ def signal(
             its own pace (``sample``), or once a run.
         label: Name of the label (``component``, ``rank``) when there is one series per label value.
     """
-    extra = {"unit": unit, "low": low, "high": high, "emitters": emitters.split(), "cadence": cadence, "label": label}
+    extra: dict[str, Any] = {"unit": unit, "low": low, "high": high, "emitters": emitters.split(), "cadence": cadence, "label": label}
     return Field(default=None, description=meaning, json_schema_extra=extra)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from trainvitals.rule_state import Life
@@ -223,6 +224,17 @@ class Watched:
     def pending(self) -> bool:
         """Whether some instance has hits but does not fire yet."""
         return any(watch.life.bits and not watch.life.firing for watch in self.instances.values())
+
+
+def link(rules: Sequence[Watched]) -> None:
+    """Connect rules with their causes and parts; references to rules that are not loaded are ignored."""
+    by_id = {watched.rule.id: watched for watched in rules}
+    for watched in rules:
+        watched.causes = [by_id[name] for name in watched.rule.caused_by if name in by_id]
+        watched.parts = [by_id[name] for name in watched.rule.absorbs if name in by_id]
+    for watched in rules:
+        for part in watched.parts:
+            part.causes.append(watched)
 
 
 def clean_label(text: str) -> str:

@@ -132,38 +132,60 @@ def rule_schema() -> Schema:
     return {"$schema": DIALECT, "title": "trainvitals rule", **_object(properties, build.REQUIRED)}
 
 
+_STEP: Schema = {"type": "integer", "minimum": 0}
+_POSITIVE: Schema = {"type": "number", "minimum": 0}
+_SCALAR: Schema = {"type": ["string", "number", "boolean"]}
+_SCALARS: Schema = {"type": "object", "additionalProperties": _SCALAR}
+
+
 def rule_test_schema() -> Schema:
-    """Schema of ``<id>.test.yaml``."""
-    config = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
-    run = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+    """Schema of ``<id>.test.yaml``; the keys are those that `trainvitals.testing_cases` reads."""
     given = _object(
-        {"trainer": _text("Trainer of the run."), "config": config, "run": run}, meaning="The run that the cases happen in."
-    )
-    step = {"type": "integer", "minimum": 0}
-    between = {"type": "array", "items": step, "minItems": 2, "maxItems": 2}
-    expectation = _object(
         {
-            "never": _text("State that may not occur."), "always": _text("State that holds throughout."), "at": step, "until": step,
-            "fires_between": between, "resolves_between": between, "times": step, "state": _text("State of the rule."),
-            "severity": {"enum": list(model.SEVERITY_WORDS)}, "data": {"enum": ["ok", "degraded", "stale"]},
-            "message_has": {"anyOf": [_text("Part of the message."), _texts("Parts of the message.")]},
-            "suggests": {"type": "object", "description": "Parameter to {from, to}.", "additionalProperties": {"type": ["object", "string", "number", "boolean"]}},
-            "instance": {"type": "object", "additionalProperties": {"type": "string"}},
-        }
+            "trainer": _text("Trainer of the run."), "framework": _text("Framework of the run."), "config": _SCALARS, "run": _SCALARS,
+            "absent": _texts("Signals that this run can never emit."),
+        },
+        meaning="The run that the cases happen in.",
     )  # fmt: skip
+    series = {
+        "anyOf": [
+            _text("'0.4x60 0.4..0.02x40 0.4~0.03x60 _x5 nan': constant, ramp, seeded noise, missing, not a number."),
+            _object({"values": _text("As above."), "every": _STEP}, ("values",), "One sample every so many updates."),
+        ]
+    }
+    silence = _object({"after": _STEP, "seconds": _POSITIVE, "every": _POSITIVE}, ("after", "seconds"), "No step ends, only ticks come.")
+    boundary = _object({"at": _STEP, "what": _text("Kind of boundary."), "detail": _SCALARS}, ("at", "what"))
+    change = _object({"at": _STEP, "parameter": _text("Native name."), "from": _SCALAR, "to": _SCALAR}, ("at", "parameter", "to"))
     cases = _object(
         {
             "name": _text("What the case shows."), "given": given, "from": _text("A recorded log to replay."),
-            "series": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Signal to series: '0.4x60 0.4..0.02x40 0.4~0.03x60 _x5 nan'."},
-            "every": {"anyOf": [step, {"type": "object", "additionalProperties": step}]},
-            "boundaries": {"type": "array", "items": {"type": "object"}}, "seconds": {"type": ["number", "string"]},
-            "expect": {"type": "array", "items": expectation, "minItems": 1}, "todo": _text("Why it must keep failing."),
+            "series": {"type": "object", "additionalProperties": series, "description": "Signal to series."},
+            "every": _STEP, "seed": _STEP, "step_seconds": _POSITIVE, "todo": _text("Why it must keep failing."),
+            "boundaries": {"type": "array", "items": boundary}, "applied": {"type": "array", "items": change},
+            "silence": {"anyOf": [silence, {"type": "array", "items": silence}]},
+            "expect": {"type": "array", "items": _expectation(), "minItems": 1},
         },
         ("name", "expect"),
     )  # fmt: skip
     properties = {
         "rule": _text("Id of the rule.", ID.pattern),
+        "with": _texts("Rules evaluated beside it, for causes."),
         "given": given,
         "cases": {"type": "array", "items": cases, "minItems": 1},
+        "excused": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Mutant to the reason why no case can notice it."},
     }
     return {"$schema": DIALECT, "title": "trainvitals rule test", **_object(properties, ("rule", "cases"))}
+
+
+def _expectation() -> Schema:
+    between = {"type": "array", "items": _STEP, "minItems": 2, "maxItems": 2}
+    return _object(
+        {
+            "never": _text("State that may not occur."), "always": _text("State that holds throughout."), "at": _STEP, "until": _STEP,
+            "fires_between": between, "resolves_between": between, "times": _STEP, "state": _text("State of the rule."),
+            "severity": {"enum": list(model.SEVERITY_WORDS)}, "data": {"enum": ["ok", "degraded", "stale"]},
+            "message_has": _text("Part of the message."), "advice_has": _text("Part of the advice."),
+            "suggests": {"type": "object", "description": "Parameter to {from, to}.", "additionalProperties": {"type": ["object", "string", "number", "boolean"]}},
+            "verdict": {"enum": list(model.VERDICT_STATES)}, "instance": _text("Label value."), "suppressed_by": _text("Id of the cause."),
+        }
+    )  # fmt: skip
