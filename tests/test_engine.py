@@ -232,10 +232,22 @@ def test_a_hostile_label_cannot_write_control_characters(tmp_path: Path) -> None
 
 def test_a_rule_without_a_decision_is_blind_once(tmp_path: Path) -> None:
     engine = Engine(load(rule(tmp_path, "kl-high")))
-    records = drive(engine, [RunStart("r", "grpo", total_steps=1000), *frames([1.0] * 400, "optim.loss")])
+    start = RunStart("r", "grpo", total_steps=1000, emits=frozenset({"optim.loss", "policy.kl_ref"}))
+    records = drive(engine, [start, *frames([1.0] * 400, "optim.loss")])
     assert findings(records) == [(200, "kl-high", "blind")]
     line = engine.coverage().rules[0]
     assert (line.status, line.missing) == ("blind", ["policy.kl_ref"])
+
+
+def test_a_run_that_does_not_say_what_it_emits_emits_what_came_so_far(tmp_path: Path) -> None:
+    """A plain loop: the rule waits as inactive, says so in the coverage, and works from the first sample on."""
+    engine = Engine(load(rule(tmp_path, "kl-high")))
+    drive(engine, [RunStart("r", "grpo"), *frames([1.0] * 300, "optim.loss")])
+    assert engine.states("kl-high") == {"": "inactive"}
+    line = engine.coverage().rules[0]
+    assert (line.status, line.missing) == ("inactive", ["policy.kl_ref"])
+    records = drive(engine, [Frame(301 + index, {"policy.kl_ref": 9.0}) for index in range(20)])
+    assert [state for _, name, state in findings(records) if name == "kl-high"] == ["firing"]
 
 
 def test_what_cannot_come_is_inactive_and_other_trainers_are_not_applicable(tmp_path: Path) -> None:

@@ -111,14 +111,14 @@ class Engine:
         step = frame.step
         if self._open_step is not None and step > self._open_step:
             self._close(self._open_step, self._open_time, out)
-        if not self._bound:
-            self._bind()
         if self._restarted:
             self._restarted = False
             if step <= self._closed:
                 self._rewind(step - 1)
         if not self._known.issuperset(frame.values):
             self._discover(frame)
+        if not self._bound:
+            self._bind()
         self.store.ingest(frame)
         if step < self._closed:
             self.late += 1
@@ -235,19 +235,26 @@ class Engine:
 
     # -- binding -------------------------------------------------------------------------------------------------------
 
-    def _bind(self) -> None:
-        """Bind all rules to the run as it is now; what they have counted so far stays."""
+    def _bind(self, fresh: frozenset[str] | None = None) -> None:
+        """Bind rules to the run as it is now; what they have counted so far stays.
+
+        A run that does not say what it emits (a plain loop) emits what came so far. So a rule may read a signal that never
+        comes, as one of several, and works without it; when the signal does come, the rules that read it are bound again.
+
+        Args:
+            fresh: Bind only the rules that read one of these signals; None binds all.
+        """
         run = self._reporter.run
-        absent = frozenset(self.catalogue) - run.emits if run.emits is not None else frozenset()
+        emits = run.emits if run.emits is not None else frozenset(split_label(key)[0] for key in self._known)
         statuses = {watched.rule.id: watched.status for watched in self._watched}
         # Own keys (`run.*`) come from the engine itself; a rule may always ask for them.
-        self._binder = Binder(self.store, config=run.config, run=self._info, absent=absent, rules=statuses)
+        self._binder = Binder(self.store, config=run.config, run=self._info, absent=frozenset(self.catalogue) - emits, rules=statuses)
         self._bound = True
         for watched in self._watched:
-            if watched.off == "error":
+            if watched.off == "error" or (fresh is not None and fresh.isdisjoint(watched.rule.signals)):
                 continue
             try:
-                watched.bind(self._binder, self._info.trainer, run.emits, self._origin)
+                watched.bind(self._binder, self._info.trainer, emits, self._origin)
             except Exception as error:
                 watched.off, watched.reason = "error", f"{type(error).__name__}: {error}"
         self._arrange()
@@ -260,9 +267,12 @@ class Engine:
         self._timed = [watch for watch in live if watch.owner.rule.clock_seconds is not None]
 
     def _discover(self, frame: Frame) -> None:
-        """New series keys: perhaps new instances of rules with `for_each`."""
+        """New series keys: perhaps signals that rules had to do without, perhaps new instances of rules with `for_each`."""
         fresh = [key for key in frame.values if key not in self._known]
+        before = {split_label(key)[0] for key in self._known}
         self._known.update(fresh[: max(0, 10_000 - len(self._known))])
+        if self._reporter.run.emits is None and (names := frozenset(split_label(key)[0] for key in fresh) - before):
+            self._bind(names if before else None)
         changed = False
         for key in fresh:
             name, label, value = split_label(key)

@@ -145,7 +145,7 @@ def _progress_bar(steps: int) -> Any:
 
 
 def _farewell(callback: Any, faults: Sequence[str], seconds: float) -> None:
-    output = os.path.relpath(callback.trainer.args.output_dir)
+    output = callback.trainer.args.output_dir
     records = os.path.join(output, "vitals", "rank0.jsonl")
     rule = _NEXT_RULE["parser" if "parser" in faults else faults[0]] if faults else "advantage-collapse"
     print(
