@@ -93,7 +93,12 @@ def _text(result: Result, lowest: int, verbose: bool) -> Iterator[str]:
     yield one_line(_headline(replayed))
     for note in replayed.recording.notes:
         yield f"  note: {one_line(note)}"
+    told: set[str] = set()  # what was hidden behind its cause ends without a word as well
     for finding in shown(replayed.findings, lowest):
+        if finding.state == "firing":
+            told.add(finding.finding_id)
+        elif finding.state in ("resolved", "flapping") and finding.finding_id not in told and not verbose:
+            continue
         line = _finding_line(finding, verbose)
         if line:
             yield line
