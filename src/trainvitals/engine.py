@@ -306,7 +306,8 @@ class Engine:
             try:
                 value = watch.read()
                 if watch.calm:
-                    watch.next_step = step + watch.pace
+                    # Anchored, not "from now": a pause (a resume, a boundary) must not shift what a resumed run decides when.
+                    watch.next_step = step + watch.pace - (step - watch.next_step) % watch.pace
                     if value is None:
                         continue
                     if value is False:

@@ -37,7 +37,11 @@ def test_is_tested_in_all_ways(rule: Rule) -> None:
     assert [kind for kind in KINDS if not any(kind in name.split(",")[0] for name in names)] == []
     assert any(one.fires_between for case in cases.cases if case.name.startswith("fires") for one in case.expect)
     assert any(one.resolves_between for case in cases.cases if case.name.startswith("recovers") for one in case.expect)
-    assert all(any(one.never for one in case.expect) or any(one.always for one in case.expect) for case in cases.cases if case.name.startswith("near miss"))
+    assert all(
+        any(one.never for one in case.expect) or any(one.always for one in case.expect)
+        for case in cases.cases
+        if case.name.startswith("near miss")
+    )
 
 
 @pytest.mark.parametrize("rule", EVERY)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import subprocess
 import sys
 import time
 import warnings
@@ -148,14 +149,25 @@ def _farewell(callback: Any, faults: Sequence[str], seconds: float) -> None:
     output = callback.trainer.args.output_dir
     records = os.path.join(output, "vitals", "rank0.jsonl")
     rule = _NEXT_RULE["parser" if "parser" in faults else faults[0]] if faults else "advantage-collapse"
+    report = _write_report(output)
     print(
-        f"\nThat took {seconds:.0f} s. Everything the run emitted is in {records}. Try:\n"
+        f"\nThat took {seconds:.0f} s.\n"
+        f"  records: {records}\n"
+        f"  report:  {report}\n"
+        "Try next:\n"
         f"  trainvitals check {output}\n"
-        f"  trainvitals report {output}\n"
         f"  trainvitals explain {rule}\n"
         f"  jq -r 'select(.kind==\"finding\") | [.step, .rule.id, .state, .message] | @tsv' {records}",
         file=sys.stderr,
     )
+
+
+def _write_report(output: str) -> str:
+    """The run as ``trainvitals check`` tells it, written beside the records; in a process of its own, as a user would."""
+    path = os.path.join(output, "vitals", "report.txt")
+    command = [sys.executable, "-m", "trainvitals", "check", output, "--verbose", "--format", f"text={path}", "--fail-on", "never"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return path if done.returncode == 0 else f"could not be written: {done.stderr.strip()[:200]}"
 
 
 if __name__ == "__main__":
