@@ -275,7 +275,7 @@ Measured with Python {python}, {cores} cores, {when}. A goal that was missed say
 
 How each is measured is in `tests/benchmarks/bench.py`. The cost of a step is the whole way of a row: the name table, the
 bus, the windows and every stable rule; writing the JSONL record is not in it, nor is it in the other two. `check` and
-`--help` include starting Python. The training run is a model of a few thousand parameters on a CPU, where a step takes a
+`--help` include starting Python. The training run is a two-layer model on a CPU, where a step takes a
 few dozen milliseconds: the least favourable case for us, since the cost per step does not depend on the model except for
 reading its tensors.
 """

@@ -246,3 +246,12 @@ def test_the_example_of_the_readme_is_a_good_rule() -> None:
     one, problems = parse_rule(text, "README.md", stem="entropy-low")
     assert one is not None
     assert problems == []
+
+
+def test_a_slot_says_what_stands_in_for_an_unknown_value() -> None:
+    """A log without its configuration must not print "unknown" where a person expects the clip range."""
+    rule = load_rules().by_id["clip-ratio-high"]
+    known = {"low": 0.8, "high": 1.2, "bound": "", "outside": 0.43}
+    assert rule.message.render(lambda expr: known[expr.text]) == "Clip ratio outside [0.8, 1.2] for 43% of updates."
+    bare = {"low": None, "high": None, "bound": "at least ", "outside": 0.43}
+    assert rule.message.render(lambda expr: bare[expr.text]) == "Clip ratio outside [1 - epsilon, 1 + epsilon] for at least 43% of updates."

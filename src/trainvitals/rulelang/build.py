@@ -297,17 +297,18 @@ class _Builder:
         return Template(text.strip(), tuple(parts))
 
     def slot(self, inside: str, at: int, scalar: Scalar, key: str) -> Slot | None:
-        """``expr:format`` between braces; the colon cannot be part of an expression outside quotes."""
+        """``expr:format|otherwise`` between braces; the colon cannot be part of an expression outside quotes."""
         bare = re.sub(r"'[^']*'|\"[^\"]*\"", lambda match: " " * len(match.group()), inside)
         colon = bare.find(":")
         body, spec = (inside, "") if colon < 0 else (inside[:colon], inside[colon + 1 :])
+        spec, _, otherwise = spec.partition("|")
         where = scalar.where
-        if colon >= 0 and not _FORMAT.fullmatch(spec):
+        if colon >= 0 and not _FORMAT.fullmatch(spec) and (spec or not otherwise):
             hint = nearest(spec, ("percent", "num")) or "percent, num, or a number format such as .2f"
             self.problems.append(where.problem("E441", f"unknown format {spec[:40]!r}", at + colon + 1, max(1, len(spec)), hint))
             return None
         expr = self.scope.expression(body, where.inner(at, len(body)), self.problems, None)
-        return Slot(expr, spec) if expr else None
+        return Slot(expr, spec, otherwise or "unknown") if expr else None
 
     def sustain(self, key: str) -> Sustain | None:
         inner = self.fields.inner(key, ("hits", "of"), ("hits", "of"))

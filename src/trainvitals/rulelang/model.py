@@ -59,10 +59,18 @@ class Sustain:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """``{expr:format}`` inside a template; an empty format picks a plain spelling."""
+    """``{expr:format|otherwise}`` inside a template; an empty format picks a plain spelling.
+
+    `otherwise` is what stands there while the value is unknown.
+    """
 
     expr: Expr
     format: str = ""
+    otherwise: str = "unknown"
+
+    def render(self, value: Value) -> str:
+        """The value in words."""
+        return self.otherwise if value is None else format_value(value, self.format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,7 @@ class Template:
 
     def render(self, value_of: Callable[[Expr], Value]) -> str:
         """Fill in the values; `value_of` is asked once per slot, in order."""
-        return "".join(part if isinstance(part, str) else format_value(value_of(part.expr), part.format) for part in self.parts)
+        return "".join(part if isinstance(part, str) else part.render(value_of(part.expr)) for part in self.parts)
 
 
 def format_value(value: Value, spec: str = "") -> str:
