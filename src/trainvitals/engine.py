@@ -31,7 +31,7 @@ from trainvitals.rulelang.compile import Binder, RunInfo
 from trainvitals.rulelang.loader import RuleSet
 from trainvitals.rulelang.windows import Store
 from trainvitals.speaker import Output, Speaker
-from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, BLANKED_CATEGORIES, MAX_INSTANCES, Watch, Watched, link
+from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, BLANKED_CATEGORIES, MAX_INSTANCES, Watch, Watched, link, run_info
 
 BLIND_UPDATES = 200
 BLIND_SHARE = 0.2
@@ -189,7 +189,7 @@ class Engine:
         self._ended = False
         self._reporter.run = replace(item, config=dict(item.config))
         self._maker.trainer = item.trainer
-        self._info = RunInfo(item.trainer, item.framework, item.world_size, item.total_steps, _logging_every(item.config))
+        self._info = run_info(item)
         if item.time is not None:
             self.store.clock.time = item.time
         self._bind()
@@ -222,10 +222,7 @@ class Engine:
             for watch in self._hot:
                 watch.next_step = min(watch.next_step, self.step)
             self._close(self.step, time, out)
-        decided = any(watched.decided for watched in self._watched)
-        verdict = self._maker.make(max(step, self.step), not_checked=not_checked(self._watched), decided=decided, final=True)
-        if verdict is not None:
-            out.append(verdict.model_copy(update=self._reporter.envelope(verdict.step or 0, time)))
+        self._judge(max(step, self.step), time, out, final=True)
 
     def close(self, time: float | None = None) -> list[Output]:
         """End the run if no `RunEnd` came; returns the last records. Idempotent."""
@@ -387,11 +384,11 @@ class Engine:
             self._speaker.note(self._reporter.note(watched.rule, "blind", text, step, time, severity="info", unknown=unknown), out)
         self._blind_at = min((watched.blind_at for watched in self._watched if watched.blind_at is not None), default=None)
 
-    def _judge(self, step: int, time: float | None, out: list[Output]) -> None:
+    def _judge(self, step: int, time: float | None, out: list[Output], *, final: bool = False) -> None:
         decided = any(watched.decided for watched in self._watched)
-        verdict = self._maker.make(step, not_checked=not_checked(self._watched), decided=decided)
+        verdict = self._maker.make(step, not_checked=not_checked(self._watched), decided=decided, final=final)
         if verdict is not None:
-            out.append(verdict.model_copy(update=self._reporter.envelope(step, time)))
+            out.append(verdict.model_copy(update=self._reporter.envelope(verdict.step or 0, time)))
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
@@ -449,10 +446,3 @@ class Engine:
 
         load(self, state)
 
-
-def _logging_every(config: Mapping[str, Any]) -> float | None:
-    value = config.get("logging_steps")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 else None
-
-
-__all__ = ["Engine", "Output"]

@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from trainvitals.events import RunStart
 from trainvitals.rule_state import Life
-from trainvitals.rulelang.compile import Binder, Bound
+from trainvitals.rulelang.compile import Binder, Bound, RunInfo
 from trainvitals.rulelang.expr import Expr
 from trainvitals.rulelang.model import Rule, Sustain, Value
 from trainvitals.rulelang.pace import pace
@@ -235,6 +236,13 @@ def link(rules: Sequence[Watched]) -> None:
     for watched in rules:
         for part in watched.parts:
             part.causes.append(watched)
+
+
+def run_info(start: RunStart) -> RunInfo:
+    """What expressions see of the run as ``run.*``."""
+    every = start.config.get("logging_steps")
+    known = isinstance(every, int | float) and not isinstance(every, bool) and every >= 1
+    return RunInfo(start.trainer, start.framework, start.world_size, start.total_steps, every if known else None)
 
 
 def clean_label(text: str) -> str:
