@@ -56,12 +56,16 @@ def _list(options: argparse.Namespace) -> int:
 def _paths(given: list[str]) -> list[Path]:
     from trainvitals._resources import rules_folder
 
+    builtin = (rules_folder() / "stable", rules_folder() / "experimental")
     if not given:
-        return [folder for folder in (rules_folder() / "stable", rules_folder() / "experimental") if any(folder.glob("*.yaml"))]
-    paths = [Path(path) for path in given]
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder", "give a rule file (*.yaml) or a folder of rule files")
+        return [folder for folder in builtin if any(folder.glob("*.yaml"))]
+    paths = []
+    for name in given:
+        # A path, or the id of a built-in rule: what `rules list` prints can be typed here.
+        found = [path for path in (Path(name), *(folder / f"{name}.yaml" for folder in builtin)) if path.exists()]
+        if not found:
+            raise UserError(f"{name}: no such file, folder or rule", "give a rule file (*.yaml), a folder of them, or an id from `trainvitals rules list`")
+        paths.append(found[0])
     return paths
 
 
