@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from typing import Any
 
@@ -204,15 +204,20 @@ class Ordered(Window):
             enough = count >= self._need if size < self._review and self._spanned else self.ready()
             self._result = self.compute() if enough else None
             return
-        for index in range(self.seen, size):
-            place = index if places is None else places[index]
-            newest, oldest = place - skip, place - skip - length
-            while hi <= index and (hi if places is None else places[hi]) <= newest:
-                insort(ordered, xs[hi])
-                hi += 1
-            while lo < hi and (lo if places is None else places[lo]) <= oldest:
-                del ordered[bisect_left(ordered, xs[lo])]
-                lo += 1
+        if places is None:
+            now_hi = min(size, max(hi, size - int(skip)))
+            now_lo = min(now_hi, max(lo, size - int(skip + length)))
+        else:
+            now_hi = bisect_right(places, places[-1] - skip, hi)
+            now_lo = bisect_right(places, places[-1] - skip - length, lo, now_hi)
+        if 8 * (now_hi - hi) > now_hi - now_lo:  # many at once: sorting anew costs less than moving each
+            ordered[:] = sorted(xs[now_lo:now_hi])
+        else:
+            for index in range(hi, now_hi):
+                insort(ordered, xs[index])
+            for index in range(lo, now_lo):
+                del ordered[bisect_left(ordered, xs[index])]
+        lo, hi = now_lo, now_hi
         self.lo, self._hi, self.seen = lo, hi, size
         self.count = hi - lo
         self._result = self.compute() if self.ready() else None

@@ -12,6 +12,7 @@ counts, a sorted list for medians, a monotonic deque for extremes.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import Any
 
 from trainvitals.rulelang.windows_series import Axis, Series
@@ -191,6 +192,22 @@ class Short(Window):
         if result is None or self._steps[-1] == self._clock.step or self.series.fresh():
             return result
         return None
+
+    def advance(self) -> None:
+        """As `Window.advance`; without sums to keep, the samples between need no look."""
+        size = len(self._xs)
+        if self.seen == size:
+            return
+        places = self._places
+        if places is None:
+            self.lo = max(self.lo, size - int(self.length))
+        else:
+            self.lo = bisect_right(places, places[-1] - self.length, self.lo)
+        self.seen = size
+        self.count = count = size - self.lo
+        enough = count >= self._need if size < self._review and self._spanned else self.ready()
+        self._result = self.compute() if enough else None
+        self._guard = self._review if self._spanned and places is not None else 0
 
     def compute(self) -> float | None:
         return self.of(self._xs[self.lo :])
