@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from trainvitals.integrations import demo, tiny
 from trainvitals.integrations.trl import attach
@@ -99,3 +100,30 @@ def _stop_at(step: int) -> Any:
                 control.should_training_stop = True
 
     return Stop()
+
+
+class Hang(TrainerCallback):
+    """The main thread stands still once, as before a collective that never comes; notes what was said meanwhile."""
+
+    def __init__(self, at: int, seconds: float) -> None:
+        self.at, self.seconds = at, seconds
+        self.callback: Any = None
+        self.meanwhile: list[str] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at:
+            time.sleep(self.seconds)
+            self.meanwhile = [one.rule.id for one in self.callback.monitor.findings if one.state == "firing"]
+
+
+def test_a_hanging_step_is_reported_while_it_hangs(tmp_path):
+    """The watchdog's thread and the stall rule, on real training: 35 s of silence where 0.02 s are usual."""
+    overrides = tmp_path / "trainvitals.yaml"
+    overrides.write_text("rules:\n  - id: training-stalled\n    params: {min_wait: 10}\n    reason: a test has no five minutes\n")
+    hang = Hang(at=20, seconds=35)
+    trainer = tiny.sft(str(tmp_path / "run"), max_steps=30, callbacks=[hang], learning_rate=1e-4)
+    hang.callback = attach(trainer, tick_seconds=0.5, overrides=[overrides], console=False)
+    trainer.train()
+    assert "training-stalled" in hang.meanwhile
+    states = [one.state for one in hang.callback.monitor.findings if one.rule.id == "training-stalled"]
+    assert states == ["firing", "resolved"]

@@ -87,6 +87,17 @@ def test_evaluations_are_no_training_steps(tmp_path, monitor):
     assert kinds.index("eval_begin") < kinds.index("eval") < kinds.index("eval_end")
 
 
+def test_what_the_configuration_announces_is_a_legal_jump(tmp_path, monitor):
+    """The end of the warm-up; and TRL's `sync_ref_model`, which starts the KL to the reference again."""
+    trainer = tiny.sft(str(tmp_path), max_steps=4, warmup_steps=3)
+    # The names of TRL's own arguments; a reference model needs a model folder, which the tiny model does not have.
+    trainer.args.sync_ref_model, trainer.args.ref_model_sync_steps = True, 2
+    attach(trainer, monitor=monitor)
+    trainer.train()
+    assert monitor.boundaries("schedule_change") == [3]
+    assert monitor.boundaries("ref_sync") == [2, 4]
+
+
 def test_state_travels_with_the_checkpoint(tmp_path, monitor):
     out = str(tmp_path)
     first = tiny.sft(out, max_steps=4, save_strategy="steps", save_steps=2)

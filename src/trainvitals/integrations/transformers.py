@@ -279,11 +279,20 @@ class VitalsCallback(TrainerCallback):
         self._is_last = 0 < state.max_steps <= state.global_step
         if control.should_evaluate:
             self._planned.append("eval_begin")
+        self._legal_jumps(args, state)
         if control.should_save:
             self._planned.append("save_begin")
         self._open = True
         if not control.should_log or self._row is not None:
             self._close(self._row)
+
+    def _legal_jumps(self, args: TrainingArguments, state: TrainerState) -> None:
+        """What the configuration says will make signals jump after this step."""
+        every = getattr(args, "ref_model_sync_steps", None)
+        if getattr(args, "sync_ref_model", False) and every and state.global_step % int(every) == 0:
+            self._planned.append("ref_sync")  # TRL's SyncRefModelCallback: the KL to the reference starts again
+        if state.max_steps > 0 and state.global_step == args.get_warmup_steps(state.max_steps) > 0:
+            self._planned.append("schedule_change")  # the learning rate stops rising
 
     @_guarded
     def on_log(
