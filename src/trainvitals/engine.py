@@ -334,7 +334,7 @@ class Engine:
                 watch.warm_until = self._origin + watched.rule.warmup
                 watch.next_step = step + index % watch.pace  # rules of one pace take turns, so that every update costs the same
             patience = max(20, min(BLIND_UPDATES, round(BLIND_SHARE * total))) if total else BLIND_UPDATES
-            watched.blind_at = self._origin + watched.rule.warmup + patience
+            watched.blind_at = self._origin + watched.rule.warmup + max(patience, watched.reach)
         self._blind_at = min((watched.blind_at or 0 for watched in self._watched), default=None)
 
     def _evaluate(self, watch: Watch, step: int, time: float | None, out: list[Output]) -> None:

@@ -12,7 +12,7 @@ from trainvitals.rule_state import Life
 from trainvitals.rulelang.compile import Binder, Bound, RunInfo
 from trainvitals.rulelang.expr import Expr
 from trainvitals.rulelang.model import Rule, Sustain, Value
-from trainvitals.rulelang.pace import pace
+from trainvitals.rulelang.pace import pace, reach
 
 MAX_INSTANCES = 64
 """Label values that one rule watches; more are counted and reported, not watched."""
@@ -197,6 +197,11 @@ class Watched:
         watch = Watch(self, label, origin + self.rule.warmup if origin is not None else 0)
         self.instances[label[1] if label else ""] = watch
         return watch
+
+    @property
+    def reach(self) -> int:
+        """Updates before which the condition cannot be decided."""
+        return reach(self.rule.when, self.rule.lets, self.rule.param_values)
 
     @property
     def decided(self) -> int:

@@ -37,10 +37,10 @@ def _narrowest(node: Node, lets: Mapping[str, Expr], params: Mapping[str, float]
         family = FUNCTIONS[node.function].family
         if family in {"time", "rule"} or node.function == "nonfinite_count":  # one NaN is a fact, not a statistic
             return 1.0
+        if family == "presence" or node.function.startswith("frozen_"):
+            return float("inf")
         if family in {"window", "reference"}:
             return _length(node, params)
-        if family == "presence":
-            return float("inf")
     return min((_narrowest(part, lets, params, catalogue) for part in _parts(node)), default=float("inf"))
 
 
@@ -56,10 +56,24 @@ def _parts(node: Node) -> tuple[Node, ...]:
     return node.args if isinstance(node, Call) else ()
 
 
-def _length(call: Call, params: Mapping[str, float]) -> float:
+def reach(expr: Expr, lets: Mapping[str, Expr], params: Mapping[str, float]) -> int:
+    """Updates that the longest window of a condition looks back: before that it cannot be decided, and nobody is to blame."""
+    return int(_furthest(expr.root, lets, params))
+
+
+def _furthest(node: Node, lets: Mapping[str, Expr], params: Mapping[str, float]) -> float:
+    if isinstance(node, Name):
+        return _furthest(lets[node.name].root, lets, params) if node.name in lets else 0.0
+    inner = max((_furthest(part, lets, params) for part in _parts(node)), default=0.0)
+    if isinstance(node, Call) and FUNCTIONS[node.function].family in {"window", "reference"}:
+        return inner + _length(node, params) + _length(node, params, "skip", 0.0)
+    return inner
+
+
+def _length(call: Call, params: Mapping[str, float], keyword: str = "updates", default: float = 1.0) -> float:
     for name, value in call.keywords:
-        if name == "updates":
+        if name == keyword:
             if isinstance(value, Num):
                 return value.value
-            return params.get(value.name, 1.0) if isinstance(value, Name) else 1.0
-    return 1.0
+            return params.get(value.name, default) if isinstance(value, Name) else default
+    return default
