@@ -11,6 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 VENV10 := .venv-trl10
+VENV112 := .venv-trl112
 BIN := $(VENV)/bin
 
 # torch on two cores: more threads than cores make a tiny model slower. Models and data come from this repository, never a hub.
@@ -29,7 +30,7 @@ pip_install = $(1)/bin/python -m pip install --progress-bar off -c $(3) $(2) 2> 
 	         if (path[n] != "main" && p[1] != last) { last = p[1]; printf "    %s\n", p[1]; fflush() } } \
 	       /^Installing collected/ { n = split($$0, p, ","); printf "    unpacking %d packages ...\n", n; fflush() }'
 
-.PHONY: help demo test test-trl-1.0 slow lint types imports rules-check schemas docs docs-check screenshot bench wheel-check ci clean
+.PHONY: help demo test test-trl-1.0 test-trl-1.12 slow lint types imports rules-check schemas docs docs-check screenshot bench wheel-check ci clean
 
 help:  ## This list.
 	@echo "make demo   train a tiny model with two planted faults and watch them being reported"
@@ -40,7 +41,7 @@ help:  ## This list.
 # ---- environments -----------------------------------------------------------------------------------------------------
 # A stamp is written only after its step succeeded, so an interrupted `make` takes up where it broke off.
 
-$(VENV)/.created $(VENV10)/.created:
+$(VENV)/.created $(VENV10)/.created $(VENV112)/.created:
 	@test -n "$(PYTHON)" || { echo "trainvitals needs Python 3.11 or newer; none found. Try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "==> creating $(@D) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(@D)
@@ -66,6 +67,11 @@ $(VENV10)/.dev: $(VENV10)/.created pyproject.toml constraints-trl-1.0.txt
 	@$(call pip_install,$(VENV10),-e '.[trl]' pytest hypothesis,constraints-trl-1.0.txt)
 	@touch $@
 
+$(VENV112)/.dev: $(VENV112)/.created pyproject.toml constraints-trl-1.12.txt
+	@echo "==> installing TRL 1.12.0, the last with PPO, into $(VENV112) (once; a few minutes)"
+	@$(call pip_install,$(VENV112),-e '.[trl]' pytest hypothesis requests,constraints-trl-1.12.txt)
+	@touch $@
+
 comma := ,
 
 # ---- for everybody ----------------------------------------------------------------------------------------------------
@@ -84,6 +90,9 @@ slow: $(VENV)/.dev  ## Real training: the silent healthy run and the planted fau
 
 test-trl-1.0: $(VENV10)/.dev  ## The integration tests against TRL 1.0.0 and transformers 4.57.
 	@$(VENV10)/bin/python -m pytest tests/integrations $(ARGS)
+
+test-trl-1.12: $(VENV112)/.dev  ## The PPO tests against TRL 1.12.0, the last version that has it.
+	@$(VENV112)/bin/python -m pytest tests/integrations -k 'ppo' $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff.
 	@$(BIN)/ruff check .
@@ -121,5 +130,5 @@ ci:  ## Everything CI runs.
 	@bash .ci/run
 
 clean:  ## Remove environments, caches and build products.
-	rm -rf $(VENV) $(VENV10) build dist .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV10) $(VENV112) build dist .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

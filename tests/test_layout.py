@@ -25,7 +25,8 @@ ELSEWHERE = {
     "rulelang/functions": "rulelang/test_check.py", "rulelang/explain": "rulelang/test_compile.py", "rulelang/generate": "rulelang/test_compile.py",
     "rulelang/kleene": "rulelang/test_compile.py", "rulelang/pace": "rulelang/test_windows.py",
     "rulelang/windows_series": "rulelang/test_windows.py", "rulelang/windows_stats": "rulelang/test_windows.py",
-    "sinks/recorder": "test_monitor.py", "integrations/tiny": "clinic/conftest.py",
+    "sinks/recorder": "test_monitor.py", "integrations/tiny": "clinic/conftest.py", "integrations/hooks": "integrations/test_attach_grpo.py",
+    "integrations/sampling": "integrations/test_attach_grpo.py",
 }  # fmt: skip
 """Parts of a larger unit, with the test (below tests/) that drives them through that unit."""
 
@@ -84,7 +85,7 @@ def test_a_rule_explains_itself(path: Path) -> None:
 def test_modules_stay_small(path: Path) -> None:
     """Files under 450 lines, functions under 70, so that each can be read at one sitting."""
     text = path.read_text()
-    limit = 480 if path.name == "events.py" else 450  # the catalogue grows by a line per signal
+    limit = 640 if path.name == "events.py" else 450  # the catalogue grows by a line per signal
     assert len(text.splitlines()) < limit
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):

@@ -121,7 +121,7 @@ def test_a_hook_that_finds_no_method_says_so_once(tmp_path, monitor, monkeypatch
 
 
 def test_a_hook_that_fails_switches_off_alone(tmp_path, monitor, monkeypatch, capsys):
-    monkeypatch.setattr("trainvitals.integrations.trl.ratio_stats", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("trainvitals.integrations.sampling.ratio_stats", lambda *a, **k: 1 / 0)
     trainer = tiny.grpo(str(tmp_path), max_steps=4, num_iterations=2)
     callback = attach(trainer, monitor=monitor)
     trainer.train()

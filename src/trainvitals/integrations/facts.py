@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from trainvitals.events import CATALOGUE, RunStart
+from trainvitals.integrations import sampling
 
 _KINDS = {
     "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft",
@@ -21,31 +22,8 @@ _NOT_SECRET = re.compile(r"^(pad|eos|bos|unk|sep|cls|mask|think_end)_token$")
 GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram", "device.")))
 """Signals that need a CUDA device."""
 
-HOOKED = {
-    "optim.loss_raw": "training_step",
-    "reward.min": "_calculate_rewards",
-    "reward.max": "_calculate_rewards",
-    "reward.group_std_mean": "_calculate_rewards",
-    "reward.all_low_fraction": "_calculate_rewards",
-    "reward.all_high_fraction": "_calculate_rewards",
-    "reward.group_count": "_calculate_rewards",
-    "reward.unscored_fraction": "_calculate_rewards",
-    "reward.component_share": "_calculate_rewards",
-    "reward.component_unscored_fraction": "_calculate_rewards",
-    "reward.length_correlation": "_calculate_rewards",
-    "completion.repetition_fraction": "_calculate_rewards",
-    "completion.distinct_fraction": "_calculate_rewards",
-    "completion.empty_fraction": "_calculate_rewards",
-    "policy.ratio_outside_fraction": "_compute_loss",
-    "policy.ratio_mean": "_compute_loss",
-    "policy.ratio_max": "_compute_loss",
-    "advantage.mean": "_compute_loss",
-    "advantage.std": "_compute_loss",
-    "advantage.abs_max": "_compute_loss",
-    "time.generation_seconds": "_generate",
-    "time.data_wait_seconds": "get_batch_samples",
-}
-"""Signals that only a hook on the trainer gives, with the method that it needs. verl and others log some themselves."""
+HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}) | sampling.SIGNALS
+"""Signals that only a hook on the trainer gives: absent unless one that works promises them (`Hooks.gives`)."""
 
 _NEVER = frozenset(
     {"optim.update_ratio", "memory.host_rss_bytes", "time.rank_step_seconds", "time.tokens_per_second", "data.prompt_length_mean",
@@ -98,14 +76,14 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
         args: Training arguments.
         trainer: Kind of trainer.
         cuda: Whether the model trains on a CUDA device.
-        hooks: Methods that are wrapped (`HOOKED`).
+        hooks: Signals that the hooks promise (`Hooks.gives`).
         gradients: Whether gradients can be read at all (not when they are sharded).
     """
     names = {spec.name for spec in CATALOGUE.values() if trainer == "unknown" or {"any", trainer} & set(spec.emitters)}
     names -= _NEVER
     if not cuda:
         names -= GPU_ONLY
-    names -= {name for name, method in HOOKED.items() if method not in hooks}
+    names -= HOOKED - hooks
     if not gradients:
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:

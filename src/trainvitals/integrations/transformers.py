@@ -91,7 +91,7 @@ class VitalsCallback(TrainerCallback):
         self.later = Later(notice)
         self.seen = RewardRange()
         self.pending: dict[str, float] = {}  # signals of the open step
-        self.hooks: Any = None  # integrations.trl.Hooks
+        self.hooks: Any = None  # integrations.hooks.Hooks
         self.resume_path: str | None = None
         self.guard = ExitGuard(self.finish)
         self.pre_clip_norm: torch.Tensor | float | None = None
@@ -128,7 +128,7 @@ class VitalsCallback(TrainerCallback):
             args,
             owner=self.trainer if self.trainer is not None else args,
             cuda=cuda,
-            hooks=frozenset() if self.hooks is None else self.hooks.names,
+            hooks=frozenset() if self.hooks is None else self.hooks.gives,
             total_steps=state.max_steps,
             time=time.time(),
             gradients=self.hooks is not None or not _sharded(args),

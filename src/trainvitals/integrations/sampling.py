@@ -1,0 +1,137 @@
+"""Family: trainers that sample groups of completions and score them (GRPO, RLOO and what inherits from them)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trainvitals.integrations.grpo import clip_range, length_correlation, ratio_signals, ratio_stats, reward_signals, text_signals
+
+if TYPE_CHECKING:
+    from trainvitals.integrations.hooks import Hooks
+
+_REWARDS = frozenset({
+    "reward.min", "reward.max", "reward.group_std_mean", "reward.all_low_fraction", "reward.all_high_fraction",
+    "reward.group_count", "reward.unscored_fraction", "reward.component_share", "reward.component_unscored_fraction",
+    "reward.length_correlation", "completion.repetition_fraction", "completion.distinct_fraction", "completion.empty_fraction",
+})  # fmt: skip
+_LOSS = frozenset({
+    "policy.ratio_outside_fraction", "policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max",
+})  # fmt: skip
+_GENERATE = frozenset({"time.generation_seconds"})
+SIGNALS = _REWARDS | _LOSS | _GENERATE
+"""Signals that only these wraps give. verl and others log some of them themselves."""
+
+_STEP_LIMIT = 4096  # as in hooks.py
+_ONE = torch.tensor([0.0, 1.0, 1.0, 1.0])  # ratio statistics of a micro-batch that the policy itself sampled
+
+
+def install(hooks: Hooks) -> None:
+    """Read rewards per group, advantages, importance ratios and the time that generation takes."""
+    trainer = hooks.trainer
+    reader = _Sampling(hooks)
+    groups = all(hasattr(trainer, name) for name in ("_calculate_rewards", "reward_func_names", "num_generations"))
+    hooks.wrap(trainer, "_generate", reader.after_generate, gives=_GENERATE, needed=groups)
+    if not groups:
+        return
+    hooks.wrap(trainer, "_calculate_rewards", reader.after_rewards, gives=_REWARDS)
+    hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
+    hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=_LOSS, needed=True)
+    hooks.at_step_end.append(reader.step_end)
+
+
+class _Sampling:
+    """What one step has gathered so far."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._ratios: list[torch.Tensor] = []
+        self._advantages: list[torch.Tensor] = []
+        self._logps: torch.Tensor | None = None
+
+    def after_generate(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Time of one generation."""
+        if self._hooks.training:
+            self._hooks.add_seconds("time.generation_seconds", seconds)
+
+    def after_logps(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Keep the log-probabilities that the loss is about to use."""
+        logps = result[0] if isinstance(result, tuple) else result
+        self._logps = logps.detach()
+
+    def after_loss(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Advantages and importance ratios of one micro-batch."""
+        inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+        logps, self._logps = self._logps, None
+        if not self._hooks.training or len(self._advantages) >= _STEP_LIMIT:
+            return
+        self._advantages.append(inputs["advantages"].detach())
+        if logps is None:
+            msg = "the loss did not compute per-token log-probabilities (a fused loss?), so there are no importance ratios"
+            raise LookupError(msg)
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        low, high = clip_range(self._hooks.trainer)
+        if "old_logps" in inputs:  # RLOO: one ratio per sequence, of summed log-probabilities
+            new = (logps.float() * mask).sum(-1, keepdim=True)
+            old, mask = inputs["old_logps"].reshape(-1, 1), torch.ones_like(new)
+            self._ratios.append(ratio_stats(new, old, mask, low, high, sequence=False))
+            return
+        old = inputs.get("old_per_token_logps")
+        if old is None:
+            self._ratios.append(_ONE)
+            return
+        sequence = getattr(self._hooks.trainer, "importance_sampling_level", "token") == "sequence"
+        self._ratios.append(ratio_stats(logps, old, mask, low, high, sequence=sequence))
+
+    def after_rewards(self, matrix: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Rewards and texts of one generation batch."""
+        if not self._hooks.training:
+            return
+        trainer, seen = self._hooks.trainer, self._hooks.callback.seen
+        prompts = args[1] if len(args) > 1 else kwargs["prompts"]
+        ids = args[3] if len(args) > 3 else kwargs["completion_ids_list"]
+        start = int(trainer.accelerator.process_index) * len(prompts)
+        size, names = int(trainer.num_generations), list(trainer.reward_func_names)
+        ends = _end_ids(trainer)
+
+        def compute(tensors: list[torch.Tensor]) -> dict[str, float]:
+            rewards, weights = (tensor.double().numpy() for tensor in tensors)
+            values, total = reward_signals(rewards, weights, names, size, seen)
+            values.update(text_signals(ids, size, ends))
+            lengths = np.asarray([len(row) for row in ids], dtype=np.float64)
+            correlation = length_correlation(total[start : start + len(ids)], lengths, size)
+            if correlation is not None:
+                values["reward.length_correlation"] = correlation
+            return values
+
+        self._hooks.put([matrix, trainer.reward_weights], compute)
+
+    def step_end(self) -> None:
+        """Hand over what the micro-batches of this step gave."""
+        if self._ratios:
+            self._hooks.put(self._ratios, ratio_signals)
+        if self._advantages:
+            self._hooks.put(self._advantages, _advantage_signals)
+        self._ratios, self._advantages = [], []
+
+
+def _advantage_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
+    flat = torch.cat([tensor.reshape(-1).double() for tensor in tensors])
+    if not flat.numel():
+        return {}
+    values = {"advantage.mean": float(flat.mean()), "advantage.abs_max": float(flat.abs().max())}
+    if flat.numel() > 1:
+        values["advantage.std"] = float(flat.std())
+    return values
+
+
+def _end_ids(trainer: Any) -> frozenset[int]:
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    found: list[Any] = [getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "pad_token_id", None)]
+    more = getattr(getattr(trainer.model, "generation_config", None), "eos_token_id", None)
+    found += more if isinstance(more, list) else [more]
+    return frozenset(token for token in found if isinstance(token, int))
