@@ -119,7 +119,7 @@ class Trend:
     a share of the run. The variance is widened by the blocks' lag-1 autocorrelation (Hamed & Rao 1998, first order).
     """
 
-    __slots__ = ("_count", "_sum", "blocks", "size")
+    __slots__ = ("_count", "_known", "_sum", "blocks", "size")
     LIMIT = 64
 
     def __init__(self, size: int) -> None:
@@ -127,6 +127,7 @@ class Trend:
         self.blocks: list[float] = []
         self._sum = 0.0
         self._count = 0
+        self._known: tuple[int, int, float | None] = (0, 0, None)
 
     def add(self, value: float) -> None:
         """Take one finite value."""
@@ -141,6 +142,11 @@ class Trend:
 
     def z(self) -> float | None:
         """Standard errors by which the recent half rises (negative: falls); None with too few blocks."""
+        if self._known[:2] != (self.size, len(self.blocks)):  # blocks come ever more rarely as a run grows
+            self._known = (self.size, len(self.blocks), self._z())
+        return self._known[2]
+
+    def _z(self) -> float | None:
         if len(self.blocks) < 12 and not (self.size == 1 and len(self.blocks) >= 5):
             return None
         recent = self.blocks[-max(12, len(self.blocks) // 2) :]
@@ -156,6 +162,7 @@ class Trend:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.size, self.blocks, self._sum, self._count = state["size"], list(state["blocks"]), state["sum"], state["count"]
+        self._known = (0, 0, None)
 
 
 def _widening(values: Sequence[float]) -> float:

@@ -11,7 +11,8 @@ Meaning, where notes/rules.md 9.4 leaves it open:
 * Statistical rules (`watch.BLANKED_CATEGORIES`) look away for `watch.BLANK_UPDATES` updates after a legal jump
   (`watch.BLANK_AFTER`, or an applied change): nothing is counted, neither hits nor the end of a finding.
 * An exception (`unless`) counts only when it is known to hold; an unknown one excuses nothing.
-* A calm rule over long windows is evaluated every few updates (`rulelang.pace`); with a hit, at every update.
+* A calm rule over long windows is evaluated every few updates (`rulelang.pace`); after news of its series, with a hit or
+  an open finding, at every update.
 * Rules with a clock are evaluated on ticks, and at the end of an update only while they have hits or fire.
 """
 
@@ -29,9 +30,10 @@ from trainvitals.followup import Followups
 from trainvitals.reporting import Reporter
 from trainvitals.rulelang.compile import Binder, RunInfo
 from trainvitals.rulelang.loader import RuleSet
+from trainvitals.rulelang.pace import AWAKE
 from trainvitals.rulelang.windows import Store
 from trainvitals.speaker import Output, Speaker
-from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, BLANKED_CATEGORIES, MAX_INSTANCES, Watch, Watched, link, run_info
+from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, MAX_INSTANCES, NEVER, Watch, Watched, link, run_info
 
 BLIND_UPDATES = 200
 BLIND_SHARE = 0.2
@@ -81,8 +83,11 @@ class Engine:
         self._restarted = False
         self._known: set[str] = set()
         self._hot: list[Watch] = []
-        self._steady: list[Watch] = []
+        self._quick: list[Watch] = []
+        self._slow: list[Watch] = []
         self._timed: list[Watch] = []
+        self._readers: dict[str, list[Watch]] = {}
+        self._next_due = 0
 
     def _labelled(self, signals: frozenset[str], label: str | None) -> frozenset[str]:
         return frozenset(name for name in signals if label and name in self.catalogue and self.catalogue[name].label == label)
@@ -120,6 +125,8 @@ class Engine:
         if not self._bound:
             self._bind()
         self.store.ingest(frame)
+        if self.store.news:
+            self._wake(step)
         if step < self._closed:
             self.late += 1
             return out
@@ -221,6 +228,7 @@ class Engine:
         elif self._dirty and self._origin is not None:
             for watch in self._hot:
                 watch.next_step = min(watch.next_step, self.step)
+            self._next_due = 0
             self._close(self.step, time, out)
         self._judge(max(step, self.step), time, out, final=True)
 
@@ -260,8 +268,24 @@ class Engine:
         """Flat lists for the hot path."""
         live = [watch for watched in self._watched if watched.off is None for watch in watched.instances.values()]
         self._hot = [watch for watch in live if watch.owner.rule.clock_seconds is None]
-        self._steady = [watch for watch in self._hot if watch.owner.rule.category not in BLANKED_CATEGORIES]
+        self._quick = [watch for watch in self._hot if watch.pace == 1]
+        self._slow = [watch for watch in self._hot if watch.pace > 1]
         self._timed = [watch for watch in live if watch.owner.rule.clock_seconds is not None]
+        self._readers = {}
+        for watch in self._hot:
+            for key in watch.when.keys:
+                self._readers.setdefault(key, []).append(watch)
+        self._next_due = 0
+
+    def _wake(self, step: int) -> None:
+        """Series brought news: whoever reads them looks at every update for a while (`rulelang.pace`)."""
+        news = self.store.news
+        for series in news:
+            for watch in self._readers.get(series.key, ()):
+                watch.awake_until = step + AWAKE
+                watch.next_step = min(watch.next_step, step) if step <= watch.until else NEVER
+        self._next_due = min(self._next_due, step)
+        news.clear()
 
     def _discover(self, frame: Frame) -> None:
         """New series keys: perhaps signals that rules had to do without, perhaps new instances of rules with `for_each`."""
@@ -297,22 +321,11 @@ class Engine:
             self._begin(step)
         self.store.close_update(step, time)
         before = len(out)
-        for watch in self._hot if step > self._blank_until else self._steady:
-            if (step < watch.next_step and watch.calm) or step <= watch.warm_until:
-                continue
-            try:
-                value = watch.read()
-                if watch.calm:
-                    # Anchored, not "from now": a pause (a resume, a boundary) must not shift what a resumed run decides when.
-                    watch.next_step = step + watch.pace - (step - watch.next_step) % watch.pace
-                    if value is None:
-                        continue
-                    if value is False:
-                        watch.life.decided += 1
-                        continue
-                self._turn(watch, value, step, time, out)
-            except Exception as error:
-                self._fail(watch, error, step, time, out)
+        if step >= self._next_due:
+            self._look(self._hot, step, time, out)
+            self._next_due = min((watch.next_step if watch.calm else step + 1 for watch in self._slow), default=NEVER)
+        else:
+            self._look(self._quick, step, time, out)
         for watch in self._timed:
             if not watch.calm and step > watch.warm_until:
                 self._evaluate(watch, step, time, out)
@@ -325,14 +338,33 @@ class Engine:
         if due or len(out) > before:
             self._judge(step, time, out)
 
+    def _look(self, watches: list[Watch], step: int, time: float | None, out: list[Output]) -> None:
+        """Evaluate those of the rules that are due, in causal order."""
+        blank = step <= self._blank_until
+        for watch in watches:
+            if (step < watch.next_step and watch.calm) or step <= watch.warm_until or (blank and watch.blanked):
+                continue
+            try:
+                value = watch.read()
+                if watch.calm:
+                    watch.rest(step)
+                    if value is None:
+                        continue
+                    if value is False:
+                        watch.life.decided += 1
+                        continue
+                self._turn(watch, value, step, time, out)
+            except Exception as error:
+                self._fail(watch, error, step, time, out)
+
     def _begin(self, step: int) -> None:
         """The first update of this run that we see: warm-ups count from here."""
         self._origin = step - 1
         total = self._info.total_steps
-        for index, watched in enumerate(self._watched):
+        for watched in self._watched:
             for watch in watched.instances.values():
                 watch.warm_until = self._origin + watched.rule.warmup
-                watch.next_step = step + index % watch.pace  # rules of one pace take turns, so that every update costs the same
+                watch.next_step = step
             patience = max(20, min(BLIND_UPDATES, round(BLIND_SHARE * total))) if total else BLIND_UPDATES
             watched.blind_at = self._origin + watched.rule.warmup + max(patience, watched.reach)
         self._blind_at = min((watched.blind_at or 0 for watched in self._watched), default=None)

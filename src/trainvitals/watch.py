@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,9 @@ BLANK_UPDATES = 5
 BLANK_AFTER = frozenset({"resume", "ref_sync", "schedule_change", "config_change"})
 BLANKED_CATEGORIES = frozenset({"collapse", "over-optimization", "ood-drift", "data"})
 """Only statistical rules look away: a NaN, a stall or a full memory is never a legal jump."""
+
+NEVER = 2**62
+"""A step that no run reaches."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -50,11 +54,14 @@ class Watch:
         next_time: Ticks before this time are skipped (rules with a clock).
         pace: Updates between two evaluations while calm (`rulelang.pace`).
         next_step: While calm, updates before this one are skipped.
+        awake_until: Until this step it is looked at on every update, because one of its series brought news.
+        until: After this step the condition can never be true.
+        blanked: It looks away after a legal jump.
     """
 
     __slots__ = (
-        "bounds", "calm", "clear", "count", "finding_id", "hold_until", "label", "life", "next_step", "next_time", "owner", "pace", "read",
-        "said_at", "suppressed_by", "unless", "warm_until", "when",
+        "awake_until", "blanked", "bounds", "calm", "clear", "count", "finding_id", "hold_until", "label", "life", "next_step", "next_time", "owner", "pace", "read",
+        "said_at", "suppressed_by", "unless", "until", "warm_until", "when",
     )  # fmt: skip
 
     def __init__(self, owner: Watched, label: tuple[str, str] | None, warm_until: int) -> None:
@@ -73,6 +80,9 @@ class Watch:
         self.next_time = float("-inf")
         self.pace = 1
         self.next_step = 0
+        self.awake_until = -1
+        self.until = math.inf
+        self.blanked = rule.category in BLANKED_CATEGORIES
         self.bounds: dict[int, Bound] = {}
 
     def bind(self, binder: Binder) -> None:
@@ -82,10 +92,20 @@ class Watch:
         origins = {name: param.origin for name, param in rule.params.items()}
         self.bounds = {id(expr): binder.bind(expr, params, lets, self.label, origins=origins) for expr in self._expressions()}
         self.when = self.bounds[id(rule.when)]
-        self.pace = pace(rule.when, lets, params, binder.store.catalogue)
+        self.pace = rule.clock_updates or pace(rule.when, lets, params, binder.store.catalogue)
+        self.until = self.when.until
         self.read = self.when.read
         self.clear = self.bounds[id(rule.clear)] if rule.clear is not None else None
         self.unless = [self.bounds[id(expr)] for expr in rule.unless.values()]
+
+    def rest(self, step: int) -> None:
+        """It was looked at and is calm: say when to look again. Anchored to the step, so that a pause shifts nothing."""
+        if step > self.until:
+            self.next_step = NEVER
+        elif step < self.awake_until:
+            self.next_step = step + 1
+        else:
+            self.next_step = step - step % self.pace + self.pace
 
     def _expressions(self) -> list[Expr]:
         rule = self.owner.rule
@@ -121,7 +141,7 @@ class Watch:
         return {
             "life": self.life.state_dict(), "warm_until": self.warm_until, "finding_id": self.finding_id,
             "suppressed_by": self.suppressed_by, "hold_until": self.hold_until, "count": self.count, "said_at": self.said_at,
-            "next_step": self.next_step, "next_time": None if self.next_time == float("-inf") else self.next_time,
+            "next_step": self.next_step, "awake_until": self.awake_until, "next_time": None if self.next_time == float("-inf") else self.next_time,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -130,7 +150,7 @@ class Watch:
         self.calm = self.life.quiet
         self.warm_until, self.finding_id, self.suppressed_by = state["warm_until"], state["finding_id"], state["suppressed_by"]
         self.hold_until, self.count, self.said_at = state["hold_until"], state["count"], state["said_at"]
-        self.next_step = state["next_step"]
+        self.next_step, self.awake_until = state["next_step"], state["awake_until"]
         self.next_time = float("-inf") if state["next_time"] is None else state["next_time"]
 
 

@@ -88,12 +88,12 @@ class _Builder:
         sustain = self.sustain("sustain") or Sustain()
         action = fields.inner("action", ("gate", "stop", "log"))
         severity = fields.word("severity", model.SEVERITY_WORDS, "warning")
-        clock = fields.inner("clock", ("seconds",), ("seconds",))
+        clock_seconds, clock_updates = self.clock()
         warmup, hold = self.updates("warmup", 0), self.updates("hold", 0)
         verdict = fields.word("verdict", model.VERDICT_STATES, "") or None
         category = fields.word("category", model.CATEGORIES, "collapse")
         clear_sustain, repeat, docs = self.sustain("clear_sustain"), self.repeat(), self.docs()
-        required, clock_seconds = fields.flag("required"), clock.number("seconds", 1.0, 0.1, 86_400) if clock else None
+        required = fields.flag("required")
         caused_by, absorbs = self.ids("caused_by", stem), self.ids("absorbs", stem)
         self.unused()
         if when is None:
@@ -107,7 +107,7 @@ class _Builder:
             id=fields.text("id"), code=fields.text("code"), version=fields.text("version", "1.0.0"), title=fields.text("title"),
             category=cast("Any", category), severity=cast("Any", severity), status=status, when=when, message=message,
             trainers=trainers, applies_where=where, params=params, lets=lets, sustain=sustain, clear=clear,
-            clear_sustain=clear_sustain, warmup=warmup, clock_seconds=clock_seconds, unless=unless, for_each=for_each,
+            clear_sustain=clear_sustain, warmup=warmup, clock_seconds=clock_seconds, clock_updates=clock_updates, unless=unless, for_each=for_each,
             caused_by=caused_by, absorbs=absorbs, hold=hold, repeat=repeat, required=required, advice=advice, suggest=suggest,
             expect=expect, action=RuleAction(cast("Any", gate), cast("Any", stop), log),
             gate_is_set=action is not None and "gate" in action, verdict=cast("Any", verdict), docs=docs, source=source,
@@ -309,6 +309,19 @@ class _Builder:
             return None
         expr = self.scope.expression(body, where.inner(at, len(body)), self.problems, None)
         return Slot(expr, spec, otherwise or "unknown") if expr else None
+
+    def clock(self) -> tuple[float | None, int | None]:
+        """When to look: seconds between ticks, or updates between two looks while calm; at most one of them."""
+        clock = self.fields.inner("clock", ("seconds", "updates"))
+        if clock is None:
+            return None, None
+        seconds, updates = clock.get("seconds"), clock.get("updates")
+        if (seconds is None) == (updates is None):
+            self.fields.fail(self.fields.get("clock"), "E422", "'clock' must have either 'seconds' or 'updates'")
+            return None, None
+        if seconds is not None:
+            return clock.number("seconds", 1.0, 0.1, 86_400), None
+        return None, int(clock.number("updates", 1.0, 1, 1000))
 
     def sustain(self, key: str) -> Sustain | None:
         inner = self.fields.inner(key, ("hits", "of"), ("hits", "of"))

@@ -10,7 +10,7 @@ from trainvitals.events import labelled
 from trainvitals.rulelang import expr as ex
 from trainvitals.rulelang.expr import Expr, Node
 from trainvitals.rulelang.functions import FUNCTIONS
-from trainvitals.rulelang.generate import generate
+from trainvitals.rulelang.generate import generate, generate_of
 from trainvitals.rulelang.kleene import (
     UNKNOWN,
     Absent,
@@ -26,6 +26,7 @@ from trainvitals.rulelang.kleene import (
     Value,
     canonical,
     evaluate,
+    expires,
     kind_of,
     parts,
 )
@@ -69,9 +70,10 @@ class Bound:
         status: ``full``; ``degraded`` when a term that can never be known was left out; ``inactive`` when nothing is left.
         missing: Absent signals that it reads, sorted.
         signals: Signals that it still reads.
+        keys: Series that it still reads, directly or through a window.
     """
 
-    __slots__ = ("_binder", "_context", "_read", "_tree", "expr", "missing", "signals", "status")
+    __slots__ = ("_binder", "_context", "_read", "_tree", "expr", "keys", "missing", "signals", "status")
 
     def __init__(self, expr: Expr, tree: Tree, binder: Binder, context: _Context) -> None:
         self.expr = expr
@@ -80,6 +82,7 @@ class Bound:
         self._context = context
         self.missing: tuple[str, ...] = tuple(sorted(context.missing))
         self.signals: frozenset[str] = frozenset(context.signals)
+        self.keys: frozenset[str] = frozenset(context.keys)
         inactive = isinstance(tree, Absent)
         self.status: Literal["full", "degraded", "inactive"] = "inactive" if inactive else "degraded" if context.pruned else "full"
         self._read: Callable[[], Value] | None = None
@@ -103,6 +106,11 @@ class Bound:
     def constant(self) -> bool:
         """Whether the value is the same for the whole run."""
         return isinstance(self._tree, Const)
+
+    @property
+    def until(self) -> float:
+        """The last ``run.step`` at which it can be true; infinite for most conditions."""
+        return expires(self._tree)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -132,6 +140,7 @@ class _Context:
         self.resolved: dict[str, Tree] = {}
         self.missing: set[str] = set()
         self.signals: set[str] = set()
+        self.keys: set[str] = set()
         self.pruned = False
 
 
@@ -240,9 +249,10 @@ class Binder:
             return Absent((name,))
         context.signals.add(name)
         spec = self.store.catalogue.get(name)
-        if spec is not None and spec.label is not None and context.label is not None and spec.label == context.label[0]:
-            return self.store.series(labelled(name, *context.label))
-        return self.store.series(name)
+        own_label = spec is not None and spec.label is not None and context.label is not None and spec.label == context.label[0]
+        key = labelled(name, *context.label) if own_label and context.label is not None else name
+        context.keys.add(key)
+        return self.store.series(key)
 
     def _junction(self, op: str, terms: list[Tree], context: _Context) -> Tree:
         """Absent terms of ``or`` are left out; an absent term makes ``and`` absent."""
@@ -305,13 +315,27 @@ class Binder:
         axis: Axis = next(axis for axis in ("updates", "points", "tokens", "seconds") if node.keyword(axis) is not None)
         length = self._constant(node.keyword(axis), context)
         q = self._constant(node.args[1], context) if len(node.args) > 1 else 0.5
-        window = self.store.window(node.function, self._source(inner), axis, length, q=q, skip=self._constant(node.keyword("skip"), context))
-        return Read(window.key, window.value, "number", _WINDOW_COST.get(node.function, 5.0), (window.series,))
+        source, bring_up_to_date = self._source(inner)
+        window = self.store.window(node.function, source, axis, length, q=q, skip=self._constant(node.keyword("skip"), context))
+        value: Callable[[], Value] = window.value
+        if bring_up_to_date is not None:
+            advance, of = bring_up_to_date, window.value
 
-    def _source(self, tree: Tree) -> Series:
-        """The series of a signal, or one derived from an expression."""
-        if isinstance(tree, Read) and len(tree.series) == 1 and tree.text == tree.series[0].key:
-            return tree.series[0]
+            def value() -> Value:
+                advance()
+                return of()
+
+        return Read(window.key, value, "number", _WINDOW_COST.get(node.function, 5.0), (window.series,))
+
+    def _source(self, tree: Tree) -> tuple[Series, Callable[[], None] | None]:
+        """The series of a signal, or one derived from an expression; with what must be called before it is read, if anything."""
+        if plain := _plain(tree):
+            return plain, None
+        reads = [part for part in parts(tree) if isinstance(part, Read)]
+        sources = [plain for part in reads if (plain := _plain(part))]
+        if len(sources) == len(reads) and len(set(map(id, sources))) == 1:
+            entry = self.store.elementwise(canonical(tree), generate_of(tree, sources[0].key), sources[0])
+            return entry.series, entry.advance
         inputs: list[Series] = []
         for part in parts(tree):
             if isinstance(part, Read):
@@ -320,7 +344,7 @@ class Binder:
                     break
                 inputs += [series for series in part.series if series not in inputs]
         read: Callable[[], Any] = generate(tree)
-        return self.store.derived(canonical(tree), read, inputs)
+        return self.store.derived(canonical(tree), read, inputs), None
 
     def _rule(self, node: ex.Call, context: _Context) -> Tree:
         ids = [argument_text(argument) for argument in node.args]
@@ -403,6 +427,11 @@ def fold(tree: Tree) -> Tree:
     if all(isinstance(part, Const) for part in below):
         return Const(evaluate(tree))
     return UNKNOWN if any(part == UNKNOWN for part in below) else tree
+
+
+def _plain(tree: Tree) -> Series | None:
+    """The series whose newest value the tree is, if it is nothing else."""
+    return tree.series[0] if isinstance(tree, Read) and len(tree.series) == 1 and tree.text == tree.series[0].key else None
 
 
 def comparison(op: str, left: Tree, right: Tree) -> Tree:

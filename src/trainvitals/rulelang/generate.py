@@ -8,7 +8,7 @@ checked where it can occur, and terms of ``and``/``or`` come cheapest first, whi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from trainvitals.rulelang.functions import MATH, apply_math
 from trainvitals.rulelang.kleene import (
@@ -38,20 +38,30 @@ def generate(node: Bound) -> Callable[[], Value]:
         return lambda: value
     if isinstance(node, Read):
         return node.read
-    writer = _Writer()
+    return cast("Callable[[], Value]", _function(node, None))
+
+
+def generate_of(node: Bound, argument: str) -> Callable[[float], Value]:
+    """A function of one finite number, which stands for every read with the text `argument`."""
+    return cast("Callable[[float], Value]", _function(node, argument))
+
+
+def _function(node: Bound, argument: str | None) -> Callable[..., Value]:
+    writer = _Writer(argument)
     atom, _ = writer.emit(node, 1)
-    names = ", ".join(f"{name}={name}" for name in writer.slots)
+    names = ", ".join([*(["x"] if argument is not None else []), *(f"{name}={name}" for name in writer.slots)])
     source = "\n".join([f"def bound({names}):", *writer.lines, f"    return {atom}"])
     namespace: dict[str, Any] = dict(writer.slots)
     exec(compile(source, "<bound expression>", "exec"), namespace)
-    function: Callable[[], Value] = namespace["bound"]
+    function: Callable[..., Value] = namespace["bound"]
     return function
 
 
 class _Writer:
     """Writes statements; `emit` gives the atom that holds a node's value and whether it can be unknown."""
 
-    def __init__(self) -> None:
+    def __init__(self, argument: str | None) -> None:
+        self.argument = argument
         self.lines: list[str] = []
         self.slots: dict[str, Any] = {}
         self._ids: dict[int, str] = {}
@@ -94,6 +104,8 @@ class _Writer:
             case Const() | Absent():
                 return "None", True
             case Read():
+                if node.text == self.argument:
+                    return "x", False
                 name = self.temporary()
                 self.line(depth, f"{name} = {self.slot(node.read, ('read', node.text))}()")
                 return name, True

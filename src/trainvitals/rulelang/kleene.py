@@ -7,6 +7,7 @@ None. Arithmetic with unknown, division by zero and results that are not finite 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -210,6 +211,21 @@ def parts(node: Bound) -> Iterator[Bound]:
             yield from parts(other)
         case _:
             return
+
+
+def expires(node: Bound) -> float:
+    """The last ``run.step`` at which a condition can be true: a rule for the first updates needs no look after them."""
+    match node:
+        case Const(value):
+            return math.inf if value else -math.inf
+        case Comparison("<" | "<=", Read(text="run.step"), Const(value)) if isinstance(value, int | float):
+            return float(value)
+        case Comparison(">" | ">=", Const(value), Read(text="run.step")) if isinstance(value, int | float):
+            return float(value)
+        case Junction(op, terms):
+            return (min if op == "and" else max)(expires(term) for term in terms)
+        case _:
+            return math.inf
 
 
 def cost(node: Bound) -> float:

@@ -192,6 +192,7 @@ class Rule:
         clear_sustain: For `clear` (or the negated `when`); default all of `sustain.of`.
         warmup: Updates before the first evaluation.
         clock_seconds: Evaluate on ticks, at most this often; None evaluates once per update.
+        clock_updates: Updates between two looks while it is calm and its series bring no news; None: as `pace` finds.
         unless: Named exceptions: the condition is ``(when) and not (any of them)``.
         hold: Updates for which a cause that fired still explains this rule.
         repeat: ``on-change``, ``never``, or an int: every so many updates while it fires.
@@ -223,6 +224,7 @@ class Rule:
     clear_sustain: Sustain | None = None
     warmup: int = 0
     clock_seconds: float | None = None
+    clock_updates: int | None = None
     unless: Mapping[str, Expr] = field(default_factory=dict)
     for_each: str | None = None
     caused_by: tuple[str, ...] = ()

@@ -109,9 +109,12 @@ def rule_schema() -> Schema:
         "clear": _expression("End condition; default: `when` is false"),
         "clear_sustain": _sustain("How persistent the end must be."),
         "warmup": _updates("Updates before the first evaluation."),
-        "clock": _object(
-            {"seconds": {"type": "number", "minimum": 0.1, "maximum": 86400}}, ("seconds",), "Evaluate on timer ticks."
-        ),
+        "clock": {
+            "oneOf": [
+                _object({"seconds": {"type": "number", "minimum": 0.1, "maximum": 86400}}, ("seconds",), "Evaluate on timer ticks."),
+                _object({"updates": {"type": "number", "minimum": 1, "maximum": 1000}}, ("updates",), "Look this often while calm."),
+            ]
+        },
         "unless": _named(_expression("Exception"), "Named exceptions."),
         "for_each": _text("Label: one instance per label value."),
         "caused_by": _ids("Rules that explain this one when they fire."),

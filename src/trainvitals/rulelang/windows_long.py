@@ -204,19 +204,33 @@ class Ordered(Window):
             enough = count >= self._need if size < self._review and self._spanned else self.ready()
             self._result = self.compute() if enough else None
             return
+        if places is not None and skip and self.seen == size - 1:  # one new sample: at most a few enter and leave
+            newest = places[-1] - skip
+            while places[hi] <= newest:
+                insort(ordered, xs[hi])
+                hi += 1
+            oldest = newest - length
+            while lo < hi and places[lo] <= oldest:
+                del ordered[bisect_left(ordered, xs[lo])]
+                lo += 1
+            self.lo, self._hi, self.seen = lo, hi, size
+            self.count = count = hi - lo
+            enough = count >= self._need if size < self._review and self._spanned else self.ready()
+            self._result = self.compute() if enough else None
+            return
         if places is None:
             now_hi = min(size, max(hi, size - int(skip)))
             now_lo = min(now_hi, max(lo, size - int(skip + length)))
         else:
             now_hi = bisect_right(places, places[-1] - skip, hi)
             now_lo = bisect_right(places, places[-1] - skip - length, lo, now_hi)
-        if 8 * (now_hi - hi) > now_hi - now_lo:  # many at once: sorting anew costs less than moving each
+        if 4 * (now_hi - hi) > now_hi - now_lo:  # many at once: sorting anew costs less than moving each
             ordered[:] = sorted(xs[now_lo:now_hi])
         else:
-            for index in range(hi, now_hi):
-                insort(ordered, xs[index])
-            for index in range(lo, now_lo):
+            for index in range(lo, min(now_lo, hi)):
                 del ordered[bisect_left(ordered, xs[index])]
+            ordered += xs[max(hi, now_lo) : now_hi]
+            ordered.sort()  # a sorted run and a few more: nearly linear
         lo, hi = now_lo, now_hi
         self.lo, self._hi, self.seen = lo, hi, size
         self.count = hi - lo

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from itertools import pairwise
+from operator import sub
 from typing import Any, Literal, Protocol
 
 Axis = Literal["updates", "points", "tokens", "seconds"]
@@ -16,15 +16,24 @@ STALE_AFTER = 3
 """A signal is stale when this many of its own observed cadences passed without a sample (notes/rules.md 9.4)."""
 _REVIEW = 16
 """Cadence is observed anew every so many samples, counted from the run's first, so that it never depends on who asked when."""
+BAND = 32
+"""Samples whose range, widened by half of itself on each side, is the band in which a series is called calm.
+
+A Gaussian series leaves it about once in 30,000 samples (the range of 32 is about 4.1 sigma, the band about 8.2); one that
+drifts evenly does not leave it before the next review; a jump, a spike or the first value that is not finite does at once.
+"""
+_KNOWN = 8
+"""Samples that a series must have before it has a band: before that every sample is news."""
 
 
 class Clock:
-    """Where the run is: the step, the time and the tokens of the latest frame."""
+    """Where the run is: the step, the time and the tokens of the latest frame, and the last update that was closed."""
 
-    __slots__ = ("every", "origin", "step", "time", "tokens")
+    __slots__ = ("closed", "every", "origin", "step", "time", "tokens")
 
     def __init__(self) -> None:
         self.step = 0
+        self.closed = -1
         self.origin: int | None = None
         self.time: float | None = None
         self.tokens: float | None = None
@@ -52,10 +61,12 @@ class Series:
     Attributes:
         xs: Values. The list object never changes, so that windows may hold it.
         steps: Step of each value.
+        low: Lower end of the band (`BAND`); above `high` while there is none.
+        high: Upper end of the band.
         dropped: Samples seen before ``xs[0]``.
     """
 
-    __slots__ = ("_cadences", "_horizon", "_horizon_until", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "key", "mark", "nonfinite", "steps", "times", "tokens", "windows", "xs")
+    __slots__ = ("_cadences", "_horizon", "_horizon_until", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "key", "low", "mark", "nonfinite", "steps", "times", "tokens", "windows", "xs")
 
     def __init__(self, key: str, clock: Clock, cadence_kind: str = "update") -> None:
         self.key = key
@@ -68,6 +79,7 @@ class Series:
         self.first: dict[str, float] = {}
         self._cadences: dict[str, tuple[int, float | None]] = {}  # windows of one series ask for the same moment
         self.dropped = 0
+        self.low, self.high = math.inf, -math.inf
         self.nonfinite = 0
         self.bad_at = -1
         self.bad_steps: list[int] = []
@@ -103,6 +115,16 @@ class Series:
                 last = axis[-1] if axis else 0.0
                 axis.append(last if now is None else max(last, now))
 
+    def review_band(self) -> None:
+        """Set the band by the newest `BAND` samples; the store calls it every `BAND / 2` updates."""
+        xs = self.xs
+        if len(xs) < _KNOWN:
+            return
+        recent = xs[-BAND:]
+        low, high = min(recent), max(recent)
+        margin = 0.5 * (high - low)
+        self.low, self.high = low - margin, high + margin
+
     def spoil(self, step: int) -> None:
         """Count a sample that is not finite; it enters no window."""
         self.nonfinite += 1
@@ -128,8 +150,9 @@ class Series:
             return known[1]
         end = at - self.dropped
         part = places[max(0, end - _REVIEW - 1) : end]
-        gaps = sorted(b - a for a, b in pairwise(part) if b > a)
-        result = gaps[len(gaps) // 2] if gaps else None
+        gaps = sorted(map(sub, part[1:], part))
+        none = bisect_right(gaps, 0.0)  # samples at one position have no distance
+        result = gaps[none + (len(gaps) - none) // 2] if none < len(gaps) else None
         self._cadences[axis] = (at, result)
         return result
 
@@ -230,6 +253,7 @@ class Series:
         return {
             "xs": list(self.xs), "steps": list(self.steps), "times": self.times and list(self.times), "tokens": self.tokens and list(self.tokens),
             "first": dict(self.first), "dropped": self.dropped, "nonfinite": self.nonfinite, "bad_at": self.bad_at, "bad_steps": list(self.bad_steps),
+            "band": [self.low, self.high] if self.low <= self.high else None,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -247,5 +271,6 @@ class Series:
         self.first = dict(state["first"])
         self.dropped, self.nonfinite, self.bad_at = state["dropped"], state["nonfinite"], state["bad_at"]
         self.bad_steps = list(state["bad_steps"])
+        self.low, self.high = state["band"] or (math.inf, -math.inf)
         self._cadences.clear()
         self._horizon_until = 0

@@ -4,7 +4,7 @@ Pull-based: a window catches up when it is asked. Each sample is taken in with e
 when, so results never depend on that. A window ends at the newest sample of its series, not at the current step: between
 two samples it does not change, and a series without new samples becomes stale instead.
 
-Short windows (at most 64 samples by construction) compute from their slice with C built-ins, which costs less than
+Short windows (at most 512 samples by construction) compute from their slice with C built-ins, which costs less than
 bookkeeping in Python and has no state. Long ones are incremental: O(1) sums with exact recomputation at fixed sample
 counts, a sorted list for medians, a monotonic deque for extremes.
 """
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from operator import mul
 from typing import Any
 
 from trainvitals.rulelang.windows_series import Axis, Series
 
-SHORT = 64
-"""Up to this length a slice is cheaper than incremental sums."""
+SHORT = 512
+"""Up to this length the statistic of a slice, taken when somebody asks, is cheaper than one kept current at every sample."""
 MIN_SAMPLES = 3
 MIN_SHARE = 0.8
 """A window is ready with this share of the samples that the observed cadence promises (notes/rules.md 9.4)."""
@@ -285,6 +286,23 @@ class ShortMaximum(Short):
 
     def of(self, values: list[float]) -> float | None:
         return max(values)
+
+
+class ShortSlope(Short):
+    """Least-squares slope of a slice over its positions: per update, or per sample on the axis ``points``."""
+
+    __slots__ = ()
+
+    def of(self, values: list[float]) -> float | None:
+        count = len(values)
+        places = range(count) if self._places is None else self._places[self.lo :]
+        middle = sum(places) / count
+        times = [place - middle for place in places]
+        spread = sum(map(mul, times, times))
+        if count < 2 or spread <= 0.0:
+            return None
+        mean = sum(values) / count  # centred, so that a large level does not eat the digits of a small slope
+        return sum(map(mul, times, [value - mean for value in values])) / spread
 
 
 class Delta(Window):
