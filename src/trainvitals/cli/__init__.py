@@ -17,6 +17,7 @@ from trainvitals._version import __version__
 
 COMMANDS = {
     "check": "evaluate logs or a run folder; the gate for CI",
+    "run": "run a training command with the vitals attached, without a change of its code",
     "explain": "what a rule means, why it fires, what to do",
     "signals": "what was recognised in a log, or the catalogue of signals",
     "rules": "list, check, test and mutate rules",
@@ -30,6 +31,7 @@ EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 5, 130, 141
 _SHORT = """trainvitals: vital signs for post-training.
 
   trainvitals check PATH          evaluate a log or a run folder
+  trainvitals run -- COMMAND      train with the vitals attached, no code
   trainvitals signals PATH        what was recognised in it
   trainvitals explain RULE        what a rule means and what to do
   trainvitals demo                a run that goes wrong, in a minute
