@@ -92,13 +92,14 @@ class RewardEvent(Event):
     std: float | None = signal("reward", "Spread over the WHOLE generation batch (TRL `reward_std` since 0.27). Not a collapse signal.", low=0, emitters=_on, cadence="rollout")
     min: float | None = signal("reward", "Smallest reward in the generation batch.", emitters=_on, cadence="rollout")
     max: float | None = signal("reward", "Largest reward in the generation batch.", emitters=_on, cadence="rollout")
-    group_std_mean: float | None = signal("reward", "Mean over prompts of the standard deviation within the prompt's group (unbiased, G-1).", low=0, emitters="grpo rloo", cadence="rollout")
-    group_zero_std_fraction: float | None = signal("fraction", "Share of prompt groups whose rewards are all equal: they give no advantage.", low=0, high=1, emitters="grpo rloo", cadence="rollout")
-    all_low_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the lowest reward seen in the run.", low=0, high=1, emitters="grpo rloo", cadence="rollout")
-    all_high_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the highest reward seen in the run.", low=0, high=1, emitters="grpo rloo", cadence="rollout")
+    group_std_mean: float | None = signal("reward", "Mean over prompts of the standard deviation within the prompt's group (unbiased, G-1).", low=0, emitters="grpo rloo async_grpo", cadence="rollout")
+    group_zero_std_fraction: float | None = signal("fraction", "Share of prompt groups whose rewards are all equal: they give no advantage.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout")
+    all_low_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the lowest reward seen in the run.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout")
+    all_high_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the highest reward seen in the run.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout")
     group_count: float | None = signal("count", "Prompt groups in the generation batch, all ranks.", low=0, emitters="grpo rloo", cadence="rollout")
+    penalised_mean: float | None = signal("reward", "Mean reward after the KL penalty was subtracted from it (RLOO, PPO); `mean` is before.", emitters="rloo ppo online_dpo", cadence="rollout")
     unscored_fraction: float | None = signal("fraction", "Share of completions for which every reward function returned None or NaN.", low=0, high=1, emitters=_on, cadence="rollout")
-    length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length.", low=-1, high=1, emitters="grpo rloo", cadence="rollout")
+    length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length (PPO: over the batch).", low=-1, high=1, emitters="grpo rloo ppo", cadence="rollout")
     component_mean: dict[str, float] | None = signal("reward", "Mean of one reward function over the generation batch.", emitters=_on, cadence="rollout", label="component")
     component_std: dict[str, float] | None = signal("reward", "Standard deviation of one reward function over the generation batch.", low=0, emitters=_on, cadence="rollout", label="component")
     component_share: dict[str, float] | None = signal("fraction", "w_k*std_k / sum_j w_j*std_j: the part of the reward spread that one function contributes.", low=0, high=1, emitters="grpo rloo", cadence="rollout", label="component")
@@ -109,47 +110,47 @@ class AdvantageEvent(Event):
     """Advantages as the loss sees them."""
 
     family: ClassVar[str] = "advantage"
-    mean: float | None = signal("ratio", "Mean advantage of the batch; 0 by construction in GRPO.", emitters="grpo rloo ppo", cadence="rollout")
-    std: float | None = signal("ratio", "Standard deviation of the advantages of the batch.", low=0, emitters="grpo rloo ppo", cadence="rollout")
-    abs_max: float | None = signal("ratio", "Largest absolute advantage; at most (G-1)/sqrt(G) when scaled by the group's own std.", low=0, emitters="grpo rloo ppo", cadence="rollout")
+    mean: float | None = signal("ratio", "Mean advantage of the batch; 0 by construction in GRPO.", emitters="grpo rloo ppo async_grpo", cadence="rollout")
+    std: float | None = signal("ratio", "Standard deviation of the advantages of the batch.", low=0, emitters="grpo rloo ppo async_grpo", cadence="rollout")
+    abs_max: float | None = signal("ratio", "Largest absolute advantage; at most (G-1)/sqrt(G) when scaled by the group's own std.", low=0, emitters="grpo rloo ppo async_grpo", cadence="rollout")
 
 
 class PolicyEvent(Event):
     """The policy against its reference, its own past and its clip range."""
 
     family: ClassVar[str] = "policy"
-    entropy: float | None = signal("nats", "Mean token entropy of the policy over completion tokens.", low=0, emitters="grpo rloo ppo sft dpo distillation")
+    entropy: float | None = signal("nats", "Mean token entropy of the policy over completion tokens.", low=0, emitters="grpo rloo ppo sft dpo distillation async_grpo")
     kl_ref: float | None = signal("nats", "KL to the REFERENCE policy per token (GRPO: k3 estimate; only logged when beta > 0).", emitters="grpo rloo")
-    kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, online DPO).", emitters="ppo online_dpo")
+    kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, RLOO, online DPO); a first-order estimate, so it may be negative.", emitters="ppo rloo online_dpo")
     kl_old: float | None = signal("nats", "KL to the policy that generated the batch, within the update (PPO approxkl).", emitters="ppo verl")
-    clip_fraction: float | None = signal("fraction", "Share of tokens where the clip is ACTIVE for the sign of the advantage (TRL clip_ratio/region_mean): a lower bound of ratio_outside_fraction.", low=0, high=1, emitters="grpo rloo ppo")
-    clip_fraction_low: float | None = signal("fraction", "Share of tokens with ratio < 1-eps and a negative advantage.", low=0, high=1, emitters="grpo rloo")
-    clip_fraction_high: float | None = signal("fraction", "Share of tokens with ratio > 1+eps and a positive advantage.", low=0, high=1, emitters="grpo rloo")
-    ratio_outside_fraction: float | None = signal("fraction", "Share of completion tokens (sequences when sequence-level) whose importance ratio lies outside [1-eps_low, 1+eps_high], from per-token ratios.", low=0, high=1, emitters="grpo rloo")
-    ratio_mean: float | None = signal("ratio", "Mean importance ratio new/old policy over completion tokens.", low=0, emitters="grpo rloo ppo")
-    ratio_max: float | None = signal("ratio", "Largest importance ratio of the step.", low=0, emitters="grpo rloo ppo")
-    clip_low: float | None = signal("ratio", "Lower end of the clip range, 1 - epsilon.", low=0, high=1, emitters="grpo rloo ppo", cadence="once")
-    clip_high: float | None = signal("ratio", "Upper end of the clip range, 1 + epsilon_high.", low=1, emitters="grpo rloo ppo", cadence="once")
+    clip_fraction: float | None = signal("fraction", "Share of tokens where the clip is ACTIVE for the sign of the advantage (TRL clip_ratio/region_mean): a lower bound of ratio_outside_fraction.", low=0, high=1, emitters="grpo rloo ppo async_grpo")
+    clip_fraction_low: float | None = signal("fraction", "Share of tokens with ratio < 1-eps and a negative advantage.", low=0, high=1, emitters="grpo rloo async_grpo")
+    clip_fraction_high: float | None = signal("fraction", "Share of tokens with ratio > 1+eps and a positive advantage.", low=0, high=1, emitters="grpo rloo async_grpo")
+    ratio_outside_fraction: float | None = signal("fraction", "Share of completion tokens (sequences when sequence-level) whose importance ratio lies outside [1-eps_low, 1+eps_high], from per-token ratios.", low=0, high=1, emitters="grpo rloo async_grpo")
+    ratio_mean: float | None = signal("ratio", "Mean importance ratio new/old policy over completion tokens.", low=0, emitters="grpo rloo ppo async_grpo")
+    ratio_max: float | None = signal("ratio", "Largest importance ratio of the step.", low=0, emitters="grpo rloo ppo async_grpo")
+    clip_low: float | None = signal("ratio", "Lower end of the clip range, 1 - epsilon.", low=0, high=1, emitters="grpo rloo ppo async_grpo", cadence="once")
+    clip_high: float | None = signal("ratio", "Upper end of the clip range, 1 + epsilon_high (CISPO: epsilon_high).", low=0, emitters="grpo rloo ppo async_grpo", cadence="once")
 
 
 class SamplerEvent(Event):
     """Trainer against rollout engine: the same weights should give the same log-probabilities."""
 
     family: ClassVar[str] = "sampler"
-    _on: ClassVar[str] = "grpo rloo async_grpo"
+    _on: ClassVar[str] = "grpo rloo"
     logp_difference_mean: float | None = signal("nats", "Mean absolute difference of trainer and sampler log-prob of sampled tokens.", low=0, emitters=_on, cadence="rollout")
     logp_difference_max: float | None = signal("nats", "Largest absolute difference of trainer and sampler log-prob.", low=0, emitters=_on, cadence="rollout")
     is_ratio_mean: float | None = signal("ratio", "Mean trainer/sampler importance ratio AFTER clamping or masking.", low=0, emitters=_on, cadence="rollout")
     is_ratio_min: float | None = signal("ratio", "Smallest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout")
     is_ratio_max: float | None = signal("ratio", "Largest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout")
-    kl: float | None = signal("nats", "KL to the SAMPLER policy per token (async GRPO `kl`).", emitters="async_grpo")
+    kl: float | None = signal("nats", "KL to the SAMPLER policy per token, k3 estimate from its own log-probabilities (async GRPO `kl`).", emitters="async_grpo")
 
 
 class CompletionEvent(Event):
     """What the policy writes: length, termination, repetition."""
 
     family: ClassVar[str] = "completion"
-    _on: ClassVar[str] = "grpo rloo ppo online_dpo distillation"
+    _on: ClassVar[str] = "grpo rloo ppo online_dpo distillation async_grpo"
     length_mean: float | None = signal("tokens", "Mean completion length.", low=0, emitters=_on, cadence="rollout")
     length_min: float | None = signal("tokens", "Shortest completion.", low=0, emitters=_on, cadence="rollout")
     length_max: float | None = signal("tokens", "Longest completion.", low=0, emitters=_on, cadence="rollout")
@@ -164,17 +165,46 @@ class CompletionEvent(Event):
 
 
 class PreferenceEvent(Event):
-    """Chosen against rejected (DPO, KTO, ORPO, reward models)."""
+    """Chosen against rejected (DPO, KTO, ORPO, CPO, online DPO, reward models).
+
+    Rewards that compare with a reference (DPO, KTO) and rewards that do not (ORPO, CPO, TPO) are different quantities on
+    different scales and never share a name.
+    """
 
     family: ClassVar[str] = "preference"
-    _on: ClassVar[str] = "dpo kto orpo cpo reward online_dpo"
-    reward_chosen: float | None = signal("reward", "Mean implicit reward of chosen responses (beta * log-ratio; ORPO has its own scale).", emitters=_on)
-    reward_rejected: float | None = signal("reward", "Mean implicit reward of rejected responses.", emitters=_on)
-    margin: float | None = signal("reward", "Mean of chosen minus rejected reward.", emitters=_on)
-    accuracy: float | None = signal("fraction", "Share of pairs in which chosen beats rejected; 0 on DPO's first row.", low=0, high=1, emitters=_on)
-    logp_chosen: float | None = signal("nats", "Log-probability of chosen responses.", emitters=_on)
-    logp_rejected: float | None = signal("nats", "Log-probability of rejected responses.", emitters=_on)
+    _ref: ClassVar[str] = "dpo kto bco online_dpo xpo"
+    _free: ClassVar[str] = "orpo cpo tpo"
+    reward_chosen: float | None = signal("reward", "Mean implicit reward of chosen responses: beta * (log pi - log pi_ref), summed over tokens.", emitters=_ref)
+    reward_rejected: float | None = signal("reward", "Mean implicit reward of rejected responses, as reward_chosen.", emitters=_ref)
+    margin: float | None = signal("reward", "Mean of chosen minus rejected reward; of a reward model: of its raw scores.", emitters=f"{_ref} reward")
+    free_reward_chosen: float | None = signal("reward", "Implicit reward of chosen responses WITHOUT a reference: beta * log pi (ORPO: of the mean per token). Not comparable with reward_chosen.", emitters=_free)
+    free_reward_rejected: float | None = signal("reward", "As free_reward_chosen, of rejected responses.", emitters=_free)
+    free_margin: float | None = signal("reward", "Mean of chosen minus rejected reference-free reward; in ORPO about 100 times smaller than DPO's margin.", emitters=_free)
+    accuracy: float | None = signal("fraction", "Share of pairs in which chosen beats rejected (strictly: ties count as lost); 0 on DPO's first row.", low=0, high=1, emitters="dpo orpo cpo tpo reward online_dpo xpo")
+    logp_chosen: float | None = signal("nats", "Log-probability of chosen responses, summed over tokens (CPO, TPO: per token with the simpo, ipo and tpo-l losses).", emitters="dpo kto bco cpo tpo online_dpo")
+    logp_rejected: float | None = signal("nats", "Log-probability of rejected responses, as logp_chosen.", emitters="dpo kto bco cpo tpo online_dpo")
+    logp_token_chosen: float | None = signal("nats", "Log-probability per token of chosen responses (ORPO).", emitters="orpo")
+    logp_token_rejected: float | None = signal("nats", "Log-probability per token of rejected responses (ORPO).", emitters="orpo")
+    logratio_chosen: float | None = signal("nats", "Mean of log pi - log pi_ref of chosen responses, summed over tokens: change since the start where the reference is the starting policy.", emitters=_ref)
+    logratio_rejected: float | None = signal("nats", "As logratio_chosen, of rejected responses.", emitters=_ref)
+    reference_gap: float | None = signal("nats", "Largest mean of |log pi - log pi_ref|, chosen or rejected, in the first update: 0 when the reference is the starting policy.", low=0, emitters=_ref, cadence="once")
+    log_odds: float | None = signal("nats", "Mean log odds of chosen over rejected responses (ORPO log_odds_chosen).", emitters="orpo")
+    odds_loss: float | None = signal("loss", "Mean of -log sigmoid(log odds), without ORPO's weight beta; ln 2 when the model does not prefer either.", low=0, emitters="orpo")
+    nll: float | None = signal("loss", "Negative log-likelihood of chosen responses per token, the supervised part of ORPO and CPO.", low=0, emitters="orpo cpo")
+    margin_std: float | None = signal("reward", "Standard deviation of chosen minus rejected over the pairs of the step.", low=0, emitters="reward")
+    negative_margin_fraction: float | None = signal("fraction", "Share of pairs in which rejected beats chosen; with ties this is less than 1 - accuracy.", low=0, high=1, emitters="reward")
+    identical_fraction: float | None = signal("fraction", "Share of pairs whose chosen and rejected tokens are the same.", low=0, high=1, emitters="reward dpo")
+    score_mean: float | None = signal("reward", "Mean score that a reward model in training gives to all responses; only differences have a meaning.", emitters="reward")
+    score_std: float | None = signal("reward", "Spread of the scores of all responses of the step.", low=0, emitters="reward")
+    length_correlation: float | None = signal("ratio", "Correlation of score and response length, chosen and rejected each around their own mean: what length explains beyond the preference.", low=-1, high=1, emitters="reward")
     kl_baseline: float | None = signal("nats", "KTO's clamped batch estimate of KL to the reference: zeros are censored values.", low=0, emitters="kto")
+    kl_zero_fraction: float | None = signal("fraction", "Share of this step's micro-batches whose KL estimate was clamped at 0 (KTO).", low=0, high=1, emitters="kto")
+    desirable_fraction: float | None = signal("fraction", "Share of desirable examples in this step's batches, this rank (KTO, BCO).", low=0, high=1, emitters="kto bco")
+    one_class_fraction: float | None = signal("fraction", "Share of this step's micro-batches with only desirable or only undesirable examples, this rank.", low=0, high=1, emitters="kto bco")
+    identical_fraction: float | None = signal("fraction", "Share of pairs whose chosen and rejected tokens are equal after truncation, this rank.", low=0, high=1, emitters="dpo orpo cpo tpo")
+    empty_fraction: float | None = signal("fraction", "Share of responses of which truncation left no token, this rank.", low=0, high=1, emitters="dpo kto bco orpo cpo tpo")
+    score_margin: float | None = signal("score", "Score of the better minus score of the worse sample of a pair, mean over pairs (online DPO; XPO: policy minus reference).", emitters="online_dpo xpo")
+    tied_fraction: float | None = signal("fraction", "Share of sampled pairs whose two scores are equal: their order is arbitrary.", low=0, high=1, emitters="online_dpo")
 
 
 class ValueEvent(Event):
@@ -183,8 +213,8 @@ class ValueEvent(Event):
     family: ClassVar[str] = "value"
     loss: float | None = signal("loss", "Value function loss.", low=0, emitters="ppo verl")
     clip_fraction: float | None = signal("fraction", "Share of value predictions clipped.", low=0, high=1, emitters="ppo verl")
-    explained_variance: float | None = signal("ratio", "1 - Var(return - value)/Var(return).", high=1, emitters="ppo verl")
-    grad_norm: float | None = signal("norm", "Gradient norm of the critic.", low=0, emitters="verl")
+    explained_variance: float | None = signal("ratio", "1 - Var(return - value)/Var(return) of the rollout; 0 is a critic that says the same everywhere. TRL's PPO: the return is taken as the score.", high=1, emitters="ppo verl")
+    grad_norm: float | None = signal("norm", "Gradient norm of the critic.", low=0, emitters="ppo verl")
 
 
 class DistillEvent(Event):
@@ -200,25 +230,55 @@ class TokenEvent(Event):
 
     family: ClassVar[str] = "token"
     accuracy: float | None = signal("fraction", "Share of label tokens that are the argmax prediction.", low=0, high=1, emitters="sft dpo distillation")
-    label_fraction: float | None = signal("fraction", "Share of tokens that carry a label (are not masked).", low=0, high=1, emitters="sft")
+    label_fraction: float | None = signal("fraction", "Share of predictable tokens (all but the first of a sequence, no padding) that carry a label.", low=0, high=1, emitters="sft gkd")
+    unlabelled_batch_fraction: float | None = signal("fraction", "Share of the step's micro-batches without a single label.", low=0, high=1, emitters="sft gkd")
+    unlabelled_sequence_fraction: float | None = signal("fraction", "Share of sequences (documents, when packed) without a single label.", low=0, high=1, emitters="sft gkd")
+    end_label_fraction: float | None = signal("fraction", "Share of labelled sequences with an end token among their labels; those cut at max_length are left out.", low=0, high=1, emitters="sft gkd")
+    cut_fraction: float | None = signal("fraction", "Share of labelled sequences that are as long as max_length and have no end token among their labels.", low=0, high=1, emitters="sft gkd")
+    doubled_template_fraction: float | None = signal("fraction", "Share of sequences (first micro-batch) that begin with two BOS tokens or open a turn inside an open turn.", low=0, high=1, emitters="sft gkd")
 
 
 class MoeEvent(Event):
-    """Mixture-of-experts routers."""
+    """Mixture-of-experts routers: tokens that were trained on in one step, padding left out, this rank."""
 
     family: ClassVar[str] = "moe"
-    aux_loss: float | None = signal("loss", "Load-balancing auxiliary loss.", emitters="sft grpo dpo")
-    router_entropy: float | None = signal("nats", "Mean entropy of the router distribution over experts.", low=0)
-    max_load_fraction: float | None = signal("fraction", "Share of tokens that the busiest expert received.", low=0, high=1)
+    aux_loss: float | None = signal("loss", "Load-balancing auxiliary loss before its coefficient; top_k when balanced, in models of transformers.")
+    router_entropy: float | None = signal("nats", "Mean entropy of the softmax over a router's logits, mean of the layers; ln(experts) when undecided.", low=0)
+    max_load_fraction: float | None = signal("fraction", "Share of tokens that the busiest expert received, in the layer where it is largest.", low=0, high=1)
+    min_load_fraction: float | None = signal("fraction", "Share of tokens that the idlest expert received, in the layer where it is smallest.", low=0, high=1)
+    fair_load_fraction: float | None = signal("fraction", "Experts per token over experts: the share of tokens of each expert when the load is even.", low=0, high=1, cadence="once")
+    load_imbalance: float | None = signal("fraction", "(share of the busiest expert - fair share) / (1 - fair share), mean of the layers: 0 even, 1 when one expert gets every token.", low=0, high=1)
+    dead_expert_fraction: float | None = signal("fraction", "Share of experts, all layers, that got less than 1% of a fair share of the tokens of about the last ten steps.", low=0, high=1)
+    dropped_token_fraction: float | None = signal("fraction", "Share of a router's picks that were dropped for lack of capacity; only from routers that hand out a mask (Switch).", low=0, high=1)
+
+
+class AdapterEvent(Event):
+    """Low-rank adapters (LoRA, QLoRA): s*B@A beside a frozen weight W."""
+
+    family: ClassVar[str] = "adapter"
+    b_norm: float | None = signal("norm", "Frobenius norm of B, mean of the adapted modules; 0 in a new adapter.", low=0)
+    still_fraction: float | None = signal("fraction", "Share of adapted modules whose B has exactly the norm that it had when training began: they learn nothing.", low=0, high=1)
+    effective_rank: float | None = signal("count", "exp of the entropy of the normalised singular values of B@A, mean of up to 16 modules, every ten updates: 1 to r.", low=1)
+    delta_ratio: float | None = signal("ratio", "Norm of s*B@A over the norm of W, mean of up to 16 modules, every ten updates; not where W is quantised.", low=0)
+    trainable_fraction: float | None = signal("fraction", "Trainable parameters over all parameters of the model.", low=0, high=1, cadence="once")
 
 
 class RolloutEvent(Event):
-    """Asynchronous rollouts: queue, staleness, versions."""
+    """Asynchronous rollouts: queue, staleness, weight syncs. Rank 0 alone holds the queue."""
 
     family: ClassVar[str] = "rollout"
-    queue_size: float | None = signal("count", "Samples waiting between sampler and trainer.", low=0, emitters="async_grpo")
-    staleness: float | None = signal("count", "Policy versions between sampler and trainer for the trained samples.", low=0, emitters="async_grpo")
-    sync_seconds: float | None = signal("seconds", "Time one weight sync took.", low=0, emitters="async_grpo")
+    _on: ClassVar[str] = "async_grpo distillation"
+    queue_size: float | None = signal("count", "Samples left in the queue after one was taken, mean over the samples taken (TRL 1.0 to 1.10 logs it where the worker fills it).", low=0, emitters=_on)
+    queue_seconds: float | None = signal("seconds", "Time a taken sample had lain in the queue, mean. Not the trainer's waiting: that is time.data_wait_seconds.", low=0, emitters=_on)
+    backpressure_seconds: float | None = signal("seconds", "How long the worker was blocked by a full queue, mean of the blocks since the last log row; missing when there was none.", low=0, emitters=_on, cadence="sample")
+    staleness: float | None = signal("count", "Policy versions between sampler and trainer when a sample was taken, mean over the samples taken. A version is one weight sync.", low=0, emitters=_on)
+    staleness_max: float | None = signal("count", "Largest staleness of a sample taken in this step.", low=0, emitters=_on)
+    dropped_fraction: float | None = signal("fraction", "Samples dropped for staleness above max_staleness over all that left the queue in this step.", low=0, high=1, emitters=_on)
+    dropped_stale: float | None = signal("count", "Samples dropped for staleness (a sum over the log window in a log row); TRL logs it only when there were some.", low=0, emitters=_on)
+    dropped_oversize: float | None = signal("count", "Samples dropped because they alone exceed token_budget.", low=0, emitters=_on, cadence="sample")
+    samples: float | None = signal("count", "Samples trained in one optimizer step.", low=0, emitters=_on)
+    sync_seconds: float | None = signal("seconds", "Time one weight sync took, the trainer standing still.", low=0, emitters=_on, cadence="sample")
+    sync_changed: float | None = signal("fraction", "1 when the weights handed to the sampler differ from those of the sync before, 0 when they do not although the trainer's own do (or nothing was taken).", low=0, high=1, emitters=_on, cadence="sample")
 
 
 class MemoryEvent(Event):
@@ -275,7 +335,7 @@ class EvalEvent(Event):
 
 FAMILIES: tuple[type[Event], ...] = (
     RunEvent, OptimEvent, RewardEvent, AdvantageEvent, PolicyEvent, SamplerEvent, CompletionEvent, PreferenceEvent,
-    ValueEvent, DistillEvent, TokenEvent, MoeEvent, RolloutEvent, MemoryEvent, DeviceEvent, TimeEvent, DataEvent, EvalEvent,
+    ValueEvent, DistillEvent, TokenEvent, MoeEvent, AdapterEvent, RolloutEvent, MemoryEvent, DeviceEvent, TimeEvent, DataEvent, EvalEvent,
 )  # fmt: skip
 
 

@@ -8,13 +8,13 @@ import re
 from typing import Any
 
 from trainvitals.events import CATALOGUE, RunStart
-from trainvitals.integrations import sampling
+from trainvitals.integrations import adapters, async_rollout, moe, ppo, preference, reward_model, sampling, supervised
 
 _KINDS = {
     "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft",
     "dpo": "dpo", "kto": "kto", "orpo": "orpo", "cpo": "cpo", "reward": "reward", "gkd": "gkd", "gold": "gkd",
     "distillation": "distillation", "asyncdistillation": "distillation", "sdft": "sdft", "sdpo": "sdpo", "gmpo": "grpo",
-    "minillm": "grpo", "gfpo": "grpo", "nashmd": "online_dpo", "xpo": "online_dpo",
+    "minillm": "distillation", "gfpo": "grpo", "dppo": "grpo", "papo": "grpo", "nashmd": "nash_md", "xpo": "xpo", "bco": "bco", "tpo": "tpo", "a2po": "a2po",
 }  # fmt: skip
 _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)$", re.IGNORECASE)
 _NOT_SECRET = re.compile(r"^(pad|eos|bos|unk|sep|cls|mask|think_end)_token$")
@@ -22,15 +22,29 @@ _NOT_SECRET = re.compile(r"^(pad|eos|bos|unk|sep|cls|mask|think_end)_token$")
 GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram", "device.")))
 """Signals that need a CUDA device."""
 
-HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}) | sampling.SIGNALS
+HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(
+    adapters.SIGNALS, async_rollout.SIGNALS, moe.SIGNALS, preference.SIGNALS, reward_model.SIGNALS, sampling.SIGNALS, supervised.SIGNALS,
+)
 """Signals that only a hook on the trainer gives: absent unless one that works promises them (`Hooks.gives`)."""
 
 _NEVER = frozenset(
     {"optim.update_ratio", "memory.host_rss_bytes", "time.rank_step_seconds", "time.tokens_per_second", "data.prompt_length_mean",
-     "data.prompt_length_max", "data.padding_fraction", "moe.router_entropy", "moe.max_load_fraction", "token.label_fraction",
-     "time.samples_per_second"}
+     "data.prompt_length_max", "data.padding_fraction", "time.samples_per_second"}
 )  # fmt: skip
 # Signals that no supported trainer logs and that these callbacks do not compute.
+
+
+_UNLESS_HOOKED = {
+    "ppo": ppo.SIGNALS | {  # its loop logs no gradients, clips none and reads no batches through the base class
+        "optim.grad_norm", "optim.clipped_step", "run.tokens_seen", "completion.terminated_length_mean",
+        "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
+        "reward.component_std", "reward.unscored_fraction",
+    },
+    "rloo": sampling.PENALTY | {"completion.tool_call_rate", "completion.tool_failure_fraction"},
+}  # fmt: skip
+# Signals that other trainers log and this one does not: they come only if a hook promises them.
+_LOGGED = {"ppo": frozenset({"policy.ratio_mean", "time.samples_per_second"})}
+# Signals that need a hook with other trainers and that this one logs.
 
 
 def trainer_kind(owner: object) -> str:
@@ -84,15 +98,21 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if not cuda:
         names -= GPU_ONLY
     names -= HOOKED - hooks
+    names -= _UNLESS_HOOKED.get(trainer, frozenset()) - hooks
+    names |= _LOGGED.get(trainer, frozenset())
+    if trainer == "ppo":
+        names -= {"time.data_wait_seconds"}  # the method that would be timed exists and is never called
     if not gradients:
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:
-        names -= {"policy.kl_ref"}  # TRL loads no reference model then
+        names -= {"policy.kl_ref", *sampling.PENALTY}  # TRL loads no reference model then
+    clips = {"cispo": {"low", "high"}, "sapo": {"low", "high", ""}, "vespo": {"low", "high", ""}}.get(str(getattr(args, "loss_type", "")), set())
+    names -= {"policy.clip_fraction" + (f"_{side}" if side else "") for side in clips}  # TRL logs none for these losses
     if not getattr(args, "use_vllm", True):
         names -= {name for name in CATALOGUE if name.startswith("sampler.")}
     if str(getattr(getattr(args, "eval_strategy", "no"), "value", "no")) == "no":
         names -= {name for name in CATALOGUE if name.startswith("eval.")}
-    if trainer != "async_grpo":
+    if trainer != "async_grpo" and not any(name.startswith("rollout.") for name in hooks):
         names -= {name for name in CATALOGUE if name.startswith("rollout.")}
     if not (getattr(args, "max_grad_norm", None) or 0) > 0:
         names -= {"optim.clipped_step"}

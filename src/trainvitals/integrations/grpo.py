@@ -6,6 +6,7 @@ what TRL logs agree where they mean the same.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,23 +185,64 @@ def ratio_stats(
         return torch.stack([outside, (ratio * weight).sum(), weight.sum(), (ratio * (weight > 0)).max()])
 
 
-def ratio_signals(stats: Sequence[torch.Tensor]) -> dict[str, float]:
-    """Signals of one optimizer step from the `ratio_stats` of its micro-batches, weighted by tokens."""
+def ratio_signals(stats: Sequence[torch.Tensor], *, clips: bool = True) -> dict[str, float]:
+    """Signals of one optimizer step from the `ratio_stats` of its micro-batches, weighted by tokens.
+
+    Args:
+        stats: What `ratio_stats` gave.
+        clips: False for a loss without a clip range, which no ratio can be outside of.
+    """
     if not stats:
         return {}
     table = np.asarray([row.tolist() for row in stats], dtype=np.float64)
     count = float(table[:, 2].sum())
     if not count:
         return {}
-    return {
-        "policy.ratio_outside_fraction": float(table[:, 0].sum()) / count,
-        "policy.ratio_mean": float(table[:, 1].sum()) / count,
-        "policy.ratio_max": float(table[:, 3].max()),
-    }
+    values = {"policy.ratio_mean": float(table[:, 1].sum()) / count, "policy.ratio_max": float(table[:, 3].max())}
+    if clips:
+        values["policy.ratio_outside_fraction"] = float(table[:, 0].sum()) / count
+    return values
 
 
-def clip_range(trainer: Any) -> tuple[float, float]:
-    """The trainer's own clip range as ``(1 - epsilon_low, 1 + epsilon_high)``."""
+def clip_range(trainer: Any) -> tuple[float, float] | None:
+    """Importance ratios that the trainer's loss leaves alone, as ``(low, high)``; None when its loss clips none.
+
+    What `epsilon` means depends on the loss (TRL 1.16 `_compute_loss`): the width around 1 of a ratio (the usual one), an upper
+    bound alone (CISPO), the width around 0 of a log-ratio (GMPO), or a bound on something else than a ratio (DPPO). SAPO and
+    VESPO weigh ratios softly and clip none.
+    """
+    loss = getattr(trainer, "loss_type", None)
+    if loss in {"sapo", "vespo"} or hasattr(trainer, "_compute_divergence_mask"):
+        return None
     low = float(getattr(trainer, "epsilon_low", getattr(trainer.args, "epsilon", 0.2)))
-    high = getattr(trainer, "epsilon_high", None)
-    return 1.0 - low, 1.0 + float(low if high is None else high)
+    wide = getattr(trainer, "epsilon_high", None)
+    high = float(low if wide is None else wide)
+    if loss == "cispo":
+        return 0.0, high
+    if "clipped_log_ratio" in _locals(type(trainer), "_compute_loss"):
+        return math.exp(-low), math.exp(high)
+    return 1.0 - low, 1.0 + high
+
+
+def _locals(owner: type, method: str) -> tuple[str, ...]:
+    """Names of a method's local variables: says which formula it uses where no attribute does."""
+    code = getattr(inspect.unwrap(getattr(owner, method, len)), "__code__", None)
+    return code.co_varnames if code is not None else ()
+
+
+def penalty_signals(rewards: Floats, kl: Floats, beta: float) -> dict[str, float]:
+    """Reward after the KL penalty that RLOO subtracts from it, and the penalty's KL itself.
+
+    Args:
+        rewards: Reward of each completion before the penalty; NaN where nothing scored it.
+        kl: Sum over each completion's tokens of ``log pi - log pi_ref``: a first-order estimate, so it may be negative.
+        beta: Weight of the penalty.
+    """
+    values: dict[str, float] = {}
+    if kl.size:
+        values["policy.kl_ref_sequence"] = float(kl.mean())
+    after = rewards - beta * kl
+    after = after[~np.isnan(rewards)]
+    if after.size:
+        values["reward.penalised_mean"] = float(after.mean())
+    return values

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from trainvitals.integrations.grpo import clip_range, length_correlation, ratio_signals, ratio_stats, reward_signals, text_signals
+from trainvitals.integrations.grpo import (
+    clip_range,
+    length_correlation,
+    penalty_signals,
+    ratio_signals,
+    ratio_stats,
+    reward_signals,
+    text_signals,
+)
 
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
@@ -17,11 +26,12 @@ _REWARDS = frozenset({
     "reward.group_count", "reward.unscored_fraction", "reward.component_share", "reward.component_unscored_fraction",
     "reward.length_correlation", "completion.repetition_fraction", "completion.distinct_fraction", "completion.empty_fraction",
 })  # fmt: skip
-_LOSS = frozenset({
-    "policy.ratio_outside_fraction", "policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max",
-})  # fmt: skip
+_LOSS = frozenset({"policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max"})
+_CLIP = frozenset({"policy.ratio_outside_fraction"})
 _GENERATE = frozenset({"time.generation_seconds"})
-SIGNALS = _REWARDS | _LOSS | _GENERATE
+PENALTY = frozenset({"policy.kl_ref_sequence", "reward.penalised_mean"})
+"""Signals that these wraps give where the KL penalty is part of the reward (RLOO); PPO logs them itself."""
+SIGNALS = _REWARDS | _LOSS | _CLIP | _GENERATE
 """Signals that only these wraps give. verl and others log some of them themselves."""
 
 _STEP_LIMIT = 4096  # as in hooks.py
@@ -36,9 +46,13 @@ def install(hooks: Hooks) -> None:
     hooks.wrap(trainer, "_generate", reader.after_generate, gives=_GENERATE, needed=groups)
     if not groups:
         return
-    hooks.wrap(trainer, "_calculate_rewards", reader.after_rewards, gives=_REWARDS)
+    if not hasattr(trainer, "teacher_model"):  # MiniLLM's reward function is a placeholder: its teacher is the reward
+        hooks.wrap(trainer, "_calculate_rewards", reader.after_rewards, gives=_REWARDS)
+        if hasattr(trainer, "reward_clip_range") and trainer.beta:
+            before, after = reader.before_score, reader.after_score
+            hooks.wrap(trainer, "_generate_and_score_completions", after, before=before, gives=PENALTY, needed=True)
     hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
-    hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=_LOSS, needed=True)
+    hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=_LOSS if clip_range(trainer) is None else _LOSS | _CLIP, needed=True)
     hooks.at_step_end.append(reader.step_end)
 
 
@@ -50,16 +64,50 @@ class _Sampling:
         self._ratios: list[torch.Tensor] = []
         self._advantages: list[torch.Tensor] = []
         self._logps: torch.Tensor | None = None
+        self._frozen: list[torch.Tensor] = []  # log-probabilities of one generation batch, computed without gradient
+        self._matrix: torch.Tensor | None = None  # rewards of the last generation batch, all ranks
+        self._written: list[list[int]] | None = None  # per completion: 1 for the policy's own tokens, 0 for a tool's answer
 
     def after_generate(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Time of one generation."""
         if self._hooks.training:
             self._hooks.add_seconds("time.generation_seconds", seconds)
+        self._written = _tool_mask(result)
 
     def after_logps(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Keep the log-probabilities that the loss is about to use."""
         logps = result[0] if isinstance(result, tuple) else result
         self._logps = logps.detach()
+        if not torch.is_grad_enabled():
+            self._frozen = [*self._frozen[-1:], self._logps]
+
+    def before_score(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """A generation batch begins: forget the last one's log-probabilities."""
+        self._frozen, self._matrix = [], None
+        return args
+
+    def after_score(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """KL penalty of one generation batch, where it is subtracted from the reward (RLOO).
+
+        TRL computes the log-probabilities of the policy first and those of the reference second, without gradient.
+        """
+        frozen, matrix = self._frozen, self._matrix
+        self._frozen, self._matrix = [], None
+        if not self._hooks.training or len(frozen) != 2 or matrix is None:
+            return
+        trainer = self._hooks.trainer
+        kl = ((frozen[0] - frozen[1]).float() * result["completion_mask"]).sum(-1)
+        start, beta, bounds = int(trainer.accelerator.process_index) * len(kl), float(trainer.beta), trainer.reward_clip_range
+
+        def compute(tensors: list[torch.Tensor]) -> dict[str, float]:
+            rewards, weights, penalty = (tensor.double().numpy() for tensor in tensors)
+            total = np.nansum(rewards * weights, axis=1)
+            total[np.isnan(rewards).all(axis=1)] = np.nan
+            if bounds:
+                total = total.clip(*bounds)
+            return penalty_signals(total[start : start + len(penalty)], penalty, beta)
+
+        self._hooks.put([matrix, trainer.reward_weights, kl], compute)
 
     def after_loss(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Advantages and importance ratios of one micro-batch."""
@@ -74,26 +122,32 @@ class _Sampling:
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
-        low, high = clip_range(self._hooks.trainer)
+        low, high = clip_range(self._hooks.trainer) or (0.0, math.inf)
         if "old_logps" in inputs:  # RLOO: one ratio per sequence, of summed log-probabilities
             new = (logps.float() * mask).sum(-1, keepdim=True)
             old, mask = inputs["old_logps"].reshape(-1, 1), torch.ones_like(new)
             self._ratios.append(ratio_stats(new, old, mask, low, high, sequence=False))
             return
         old = inputs.get("old_per_token_logps")
+        if old is None and hasattr(self._hooks.trainer, "_compute_divergence_mask"):
+            old = inputs["sampling_per_token_logps"]  # DPPO compares with the sampler itself
         if old is None:
             self._ratios.append(_ONE)
             return
-        sequence = getattr(self._hooks.trainer, "importance_sampling_level", "token") == "sequence"
+        sequence = getattr(self._hooks.trainer, "importance_sampling_level", "token") in {"sequence", "sequence_token"}
         self._ratios.append(ratio_stats(logps, old, mask, low, high, sequence=sequence))
 
     def after_rewards(self, matrix: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Rewards and texts of one generation batch."""
         if not self._hooks.training:
             return
+        self._matrix = matrix
         trainer, seen = self._hooks.trainer, self._hooks.callback.seen
         prompts = args[1] if len(args) > 1 else kwargs["prompts"]
         ids = args[3] if len(args) > 3 else kwargs["completion_ids_list"]
+        if self._written is not None and [len(row) for row in self._written] == [len(row) for row in ids]:
+            # What a tool answered is not the policy's text: TRL counts lengths without it too.
+            ids = [[token for token, own in zip(row, mask, strict=True) if own] for row, mask in zip(ids, self._written, strict=True)]
         start = int(trainer.accelerator.process_index) * len(prompts)
         size, names = int(trainer.num_generations), list(trainer.reward_func_names)
         ends = _end_ids(trainer)
@@ -113,7 +167,8 @@ class _Sampling:
     def step_end(self) -> None:
         """Hand over what the micro-batches of this step gave."""
         if self._ratios:
-            self._hooks.put(self._ratios, ratio_signals)
+            clips = clip_range(self._hooks.trainer) is not None
+            self._hooks.put(self._ratios, lambda stats: ratio_signals(stats, clips=clips))
         if self._advantages:
             self._hooks.put(self._advantages, _advantage_signals)
         self._ratios, self._advantages = [], []
@@ -127,6 +182,14 @@ def _advantage_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
     if flat.numel() > 1:
         values["advantage.std"] = float(flat.std())
     return values
+
+
+def _tool_mask(result: Any) -> list[list[int]] | None:
+    """The third part of what `_generate` returns, where it is a mask of tokens (GRPO with tools)."""
+    mask = result[2] if isinstance(result, tuple) and len(result) > 3 else None
+    if isinstance(mask, list) and mask and isinstance(mask[0], list) and mask[0] and isinstance(mask[0][0], int):
+        return mask
+    return None
 
 
 def _end_ids(trainer: Any) -> frozenset[int]:

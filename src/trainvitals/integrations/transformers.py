@@ -140,8 +140,9 @@ class VitalsCallback(TrainerCallback):
         self._once = {"run.logging_every": max(1.0, float(args.logging_steps))} if args.logging_steps >= 1 else {}
         if hasattr(args, "max_completion_length") and args.max_completion_length:
             self._once["completion.length_cap"] = float(args.max_completion_length)
-        if self.trainer is not None and hasattr(self.trainer, "epsilon_low"):
-            self._once["policy.clip_low"], self._once["policy.clip_high"] = clip_range(self.trainer)
+        bounds = clip_range(self.trainer) if hasattr(self.trainer, "epsilon_low") else None
+        if bounds is not None:
+            self._once["policy.clip_low"], self._once["policy.clip_high"] = bounds
         self._boundary("train_begin")
         if state.global_step > 0:
             self._boundary("resume")

@@ -12,8 +12,14 @@ from trainvitals.names.entry import Entry
 GROUP = ("grpo", "rloo", "a2po")
 """Trainers that sample a group of completions per prompt and log `reward`."""
 ONLINE = (*GROUP, "async_grpo", "sdpo")
-PAIRS = ("dpo", "kto", "orpo", "cpo", "tpo", "bco", "online_dpo", "xpo", "nash_md")
+REFERENCED = ("dpo", "kto", "bco", "online_dpo", "xpo")
+"""Trainers whose implicit reward is beta * (log pi - log pi_ref)."""
+FREE = ("orpo", "cpo", "tpo")
+"""Trainers whose implicit reward has no reference: other numbers on another scale."""
+PAIRS = (*REFERENCED, *FREE, "nash_md")
 """Trainers that compare chosen with rejected responses."""
+SUMMED = ("dpo", "kto", "bco", "cpo", "tpo", "online_dpo")
+"""Trainers that log the log-probability summed over a response."""
 SCORED = ("ppo", "online_dpo", "xpo", "nash_md")
 """Trainers whose names start with `objective/`."""
 
@@ -70,48 +76,72 @@ _POLICY: tuple[Entry, ...] = (
     Entry("sampling/importance_sampling_ratio/max", "sampler.is_ratio_max", note="after clamping; masked counts as 0"),
 )
 
+ASYNC = ("async_grpo", "async_distillation", "distillation")
+"""Trainers that may train from a queue; an attached AsyncDistillation calls itself `distillation`."""
+
 _ASYNC: tuple[Entry, ...] = (
-    Entry("sample/rollout_queue_size", "rollout.queue_size", trainers=("async_grpo", "async_distillation"), since="1.11"),
-    Entry("buffer_qsize", "rollout.queue_size", trainers=("async_grpo",), until="1.10"),
-    Entry("sample/staleness_mean", "rollout.staleness", since="1.11"),
-    Entry("sample/<rest>", "", note="queue details"),
+    Entry("sample/rollout_queue_size", "rollout.queue_size", trainers=ASYNC, since="1.11", note="after a sample was taken"),
+    Entry("buffer_qsize", "rollout.queue_size", trainers=("async_grpo",), until="1.10", note="when the worker put the group in"),
+    Entry("sample/time_in_queue_s", "rollout.queue_seconds", trainers=ASYNC, since="1.11"),
+    Entry("sample/staleness_mean", "rollout.staleness", trainers=ASYNC, since="1.11"),
+    Entry("sample/staleness_max", "rollout.staleness_max", trainers=ASYNC, since="1.11"),
+    Entry("sample/dropped_stale_total", "rollout.dropped_stale", trainers=ASYNC, since="1.11", note="sum over the window; absent when 0"),
+    Entry("batch/dropped_oversize_total", "rollout.dropped_oversize", trainers=ASYNC, since="1.11", note="absent when 0"),
+    Entry("batch/samples_per_step", "rollout.samples", trainers=ASYNC, since="1.11"),
+    Entry("rollout/backpressure_s", "rollout.backpressure_seconds", trainers=ASYNC, since="1.11", note="per block; absent without one"),
+    Entry("sample/<rest>", "", note="tokens per sample"),
     Entry("perf/weight_sync_s", "rollout.sync_seconds", since="1.11"),
     Entry("weight_sync_time_s", "rollout.sync_seconds", until="1.10"),
-    Entry("perf/step_s", "time.step_seconds"),
-    Entry("perf/rollout_wait_s", "time.data_wait_seconds"),
-    Entry("queue_wait_time_s", "time.data_wait_seconds", until="1.10"),
-    Entry("training_tok/s", "time.tokens_per_second", until="1.10"),
+    Entry("perf/step_s", "time.step_seconds", note="from one step's end to the next: the waiting for samples included"),
+    Entry("perf/rollout_wait_s", "time.data_wait_seconds", note="the trainer waited for an empty queue"),
+    Entry("queue_wait_time_s", "time.data_wait_seconds", until="1.10", note="mean per SAMPLE, so a lower bound of the step's wait"),
+    Entry("training_tok/s", "time.tokens_per_second", until="1.10", note="mean of ratios, not a ratio of sums"),
     Entry("perf/trained_tok_s_wall_clock", "time.tokens_per_second", since="1.11"),
-    Entry("batch/pad_frac", "data.padding_fraction"),
-    Entry("perf/<rest>", "", note="timings of the parts"),
+    Entry("batch/pad_frac", "data.padding_fraction", note="between ranks; stripped before the forward pass"),
+    Entry("perf/<rest>", "", note="timings of the parts, throughput of the forward pass, MFU"),
     Entry("batch/<rest>", "", note="packing of the batch"),
-    Entry("rollout/<rest>", "", trainers=("async_grpo", "async_distillation"), note="rollout worker"),
-    Entry("train_seq_len", "", until="1.10"),
+    Entry("rollout/<rest>", "", trainers=ASYNC, note="rollout worker: scoring, tokens per second, turns, retokenisation"),
+    Entry("tools/<rest>", "", trainers=("async_grpo",), note="calls, failures and latency of each tool"),
+    Entry("train_seq_len", "", until="1.10", note="longest sequence of the micro-batch"),
     Entry("forward_time_s", "", until="1.10"),
-    Entry("generation_tok_per_s", "", until="1.10"),
+    Entry("generation_tok_per_s", "", until="1.10", note="of the worker, since its start"),
     Entry("scoring_time_ms", "", until="1.10"),
     Entry("wait_scoring_ms", "", until="1.10"),
     Entry("jsd", "distill.divergence", trainers=("async_distillation", "distillation"), note="per token"),
     Entry("teacher_entropy", "", note="entropy of the teacher"),
+    Entry("teacher_entropy/<teacher>", "", note="of one teacher of several"),
+    Entry("teacher_jsd/<teacher>", "", note="divergence to one teacher of several"),
+    Entry("teacher_token_frac/<teacher>", "", note="share of tokens that one teacher scored"),
 )
 
 _PREFERENCE: tuple[Entry, ...] = (
-    Entry("rewards/chosen", "preference.reward_chosen", trainers=PAIRS, note="ORPO: beta times MEAN log-prob, about 100 times smaller"),
-    Entry("rewards/rejected", "preference.reward_rejected", trainers=PAIRS),
-    Entry("rewards/margins", "preference.margin", trainers=PAIRS),
+    Entry("rewards/chosen", "preference.reward_chosen", trainers=REFERENCED, note="0 on the first row, before the policy has moved"),
+    Entry("rewards/rejected", "preference.reward_rejected", trainers=REFERENCED),
+    Entry("rewards/margins", "preference.margin", trainers=REFERENCED),
+    Entry("rewards/chosen", "preference.free_reward_chosen", trainers=FREE, note="beta times log-prob; ORPO: of the MEAN log-prob"),
+    Entry("rewards/rejected", "preference.free_reward_rejected", trainers=FREE),
+    Entry("rewards/margins", "preference.free_margin", trainers=FREE, note="ORPO: about 100 times smaller than DPO's"),
+    Entry("rewards/chosen", "reward.mean", trainers=("nash_md",), note="scores of the policy's own samples, no implicit reward"),
+    Entry("rewards/rejected", "", trainers=("nash_md",), note="scores of the mixture's samples"),
+    Entry("rewards/margins", "policy.kl_ref_sequence", trainers=("nash_md",), note="log pi - log pi_ref of the policy's samples, summed"),
+    Entry("rewards/accuracies", "", trainers=("nash_md",), note="share of samples that the policy finds likelier than the reference"),
     Entry("rewards/accuracies", "preference.accuracy", trainers=PAIRS, note="0 on the very first row, where both rewards are 0"),
-    Entry("logps/chosen", "preference.logp_chosen", trainers=PAIRS, note="summed: grows with length"),
-    Entry("logps/rejected", "preference.logp_rejected", trainers=PAIRS, note="summed: grows with length"),
-    Entry("logits/<which>", "", note="mean raw logit; KTO 1.0 to 1.8 logs a sum near -1e8"),
-    Entry("nll_loss", "", note="the likelihood part of ORPO and CPO"),
-    Entry("log_odds_ratio", "", trainers=("orpo",)),
-    Entry("log_odds_chosen", "", trainers=("orpo",)),
-    Entry("delta", "", trainers=("bco",)),
+    Entry("logps/<which>", "", trainers=("nash_md",), note="'chosen' is the policy, 'rejected' the reference, on the same samples"),
+    Entry("logps/<which>", "", trainers=("xpo",), note="TRL adds the policy's and the reference's log-prob"),
+    Entry("logps/chosen", "preference.logp_token_chosen", trainers=("orpo",), note="mean over tokens"),
+    Entry("logps/rejected", "preference.logp_token_rejected", trainers=("orpo",), note="mean over tokens"),
+    Entry("logps/chosen", "preference.logp_chosen", trainers=SUMMED, note="summed: grows with length; mean in CPO's simpo, ipo and TPO's ipo, tpo-l"),
+    Entry("logps/rejected", "preference.logp_rejected", trainers=SUMMED, note="summed: grows with length"),
+    Entry("logits/<which>", "", note="mean raw logit; KTO 1.0 to 1.8 and BCO log a sum near -1e8"),
+    Entry("nll_loss", "preference.nll", trainers=("orpo", "cpo"), note="ORPO: prompt tokens too; CPO: constant 0 with cpo_alpha=0"),
+    Entry("log_odds_ratio", "preference.odds_loss", sign=-1, trainers=("orpo",), note="mean log sigmoid(log odds): negative, towards 0"),
+    Entry("log_odds_chosen", "preference.log_odds", trainers=("orpo",)),
+    Entry("delta", "", trainers=("bco",), note="running mean of rewards, BCO's shift"),
     Entry("accuracy", "preference.accuracy", trainers=("reward",), note="on training pairs: no held-out score"),
     Entry("margin", "preference.margin", trainers=("reward",), note="raw score difference"),
-    Entry("mean_reward", "", trainers=("reward",), note="mean score of the model in training: not a reward of sampled text"),
-    Entry("min_reward", "", trainers=("reward",)),
-    Entry("max_reward", "", trainers=("reward",)),
+    Entry("mean_reward", "preference.score_mean", trainers=("reward",), note="score of the model in training: not a reward of sampled text"),
+    Entry("min_reward", "", trainers=("reward",), note="an extreme of one batch; preference.score_std tells the spread"),
+    Entry("max_reward", "", trainers=("reward",), note="an extreme of one batch; preference.score_std tells the spread"),
 )
 
 _SUPERVISED: tuple[Entry, ...] = (
@@ -137,16 +167,18 @@ _SUPERVISED: tuple[Entry, ...] = (
 
 _OBJECTIVE: tuple[Entry, ...] = (
     Entry("objective/kl", "policy.kl_ref_sequence", trainers=SCORED, note="summed over the response"),
+    Entry("objective/scores_margin", "preference.score_margin", trainers=("online_dpo", "xpo"), note="online DPO: better minus worse, never negative"),
+    Entry("objective/model_scores", "reward.mean", trainers=("xpo",), note="scores of the policy's own samples"),
     Entry("objective/scores", "reward.mean", trainers=SCORED, note="reward model's score, missing-EOS penalty included"),
     Entry("objective/entropy", "", trainers=SCORED, note="minus the summed log-prob of sampled tokens: no entropy"),
-    Entry("objective/rlhf_reward", "", trainers=SCORED, note="score minus the KL penalty"),
+    Entry("objective/rlhf_reward", "reward.penalised_mean", trainers=SCORED, note="score minus the KL penalty"),
     Entry("objective/<rest>", "", trainers=SCORED),
     Entry("policy/approxkl_avg", "policy.kl_old", trainers=("ppo",)),
     Entry("policy/clipfrac_avg", "policy.clip_fraction", trainers=("ppo",)),
     Entry("policy/entropy_avg", "policy.entropy", trainers=("ppo",), note="the true entropy per token"),
     Entry("loss/policy_avg", "optim.loss", trainers=("ppo",)),
     Entry("loss/value_avg", "value.loss", trainers=("ppo",)),
-    Entry("loss/<rest>", "", trainers=SCORED),
+    Entry("loss/<rest>", "", trainers=SCORED, note="parts of the loss"),
     Entry("val/clipfrac_avg", "value.clip_fraction", trainers=("ppo",), note="'val' is value here, not validation"),
     Entry("val/ratio", "policy.ratio_mean", trainers=("ppo",)),
     Entry("val/<rest>", "", trainers=SCORED, note="val/ratio_var is NaN with a single mini-batch"),
