@@ -1,0 +1,206 @@
+"""Family: trainers that learn from labels (`input_ids` with `labels`): SFT, GKD, plain causal language modelling.
+
+What the loss is computed on is counted before the loss is: labels, end tokens among them, doubled templates. A logged loss
+cannot show any of it; it even looks best when nothing carries a label.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from trainvitals.integrations.hooks import Hooks
+
+_LABELS = frozenset({
+    "token.label_fraction", "token.unlabelled_batch_fraction", "token.unlabelled_sequence_fraction", "token.end_label_fraction",
+    "token.cut_fraction",
+})  # fmt: skip
+_TEMPLATE = frozenset({"token.doubled_template_fraction"})
+SIGNALS = _LABELS | _TEMPLATE
+"""Signals that only these wraps give."""
+
+IGNORED = -100  # label of a token that does not count (torch cross entropy's ignore_index, transformers and TRL)
+_STEP_LIMIT = 4096  # as in hooks.py
+_NEAR = 12  # tokens within which a template that was applied twice opens its second turn: a role and a line break
+
+
+def install(hooks: Hooks) -> None:
+    """Read the labels of every micro-batch of a language model."""
+    trainer = hooks.trainer
+    head = getattr(trainer.model, "get_output_embeddings", None)
+    if head is None or head() is None or hasattr(trainer, "num_generations"):
+        return  # no language model, or one that learns from samples and not from labels
+    reader = _Supervised(hooks)
+    gives = _LABELS | (_TEMPLATE if reader.bos is not None or reader.openers else frozenset())
+    hooks.wrap(trainer, "compute_loss", before=reader.before_loss, gives=gives)
+    hooks.at_step_end.append(reader.step_end)
+
+
+class _Supervised:
+    """What one step has gathered so far."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._counts: list[torch.Tensor] = []
+        self._doubled: torch.Tensor | None = None
+        trainer = hooks.trainer
+        owner = getattr(trainer, "processing_class", None)
+        tokenizer = getattr(owner, "tokenizer", owner)
+        self._limit = int(getattr(trainer.args, "max_length", None) or 0)
+        self._ends = end_ids(tokenizer, trainer.model)
+        self.bos = getattr(tokenizer, "bos_token_id", None)
+        self.openers, self._closers = turn_markers(tokenizer)
+
+    def before_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Count the labels of one micro-batch; a `compute_loss_func` takes them out of the batch, so before the call."""
+        inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+        ids, labels = inputs.get("input_ids"), inputs.get("labels")
+        if not self._hooks.training or ids is None or labels is None or ids.shape != labels.shape or len(self._counts) >= _STEP_LIMIT:
+            return args
+        with torch.no_grad():
+            real, start = sequences(ids, inputs.get("attention_mask"), inputs.get("position_ids"))
+            self._counts.append(label_counts(labels, real, start, self._ends, self._limit))
+            if self._doubled is None:  # one micro-batch per step is sample enough
+                self._doubled = doubled_counts(ids, real, start, self.bos, self.openers, self._closers)
+        return args
+
+    def step_end(self) -> None:
+        """Hand over what the micro-batches of this step gave."""
+        if self._counts:
+            self._hooks.put([torch.stack(self._counts)], lambda t: label_signals(t[0]))
+        if self._doubled is not None and (self.bos is not None or self.openers):
+            self._hooks.put([self._doubled], _doubled_signals)
+        self._counts, self._doubled = [], None
+
+
+def sequences(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens are no padding, and which of them begin a sequence (a document, in a packed or padding-free batch).
+
+    Args:
+        ids: Token ids, batch by length.
+        mask: Attention mask of the same shape; anything else counts as no padding.
+        positions: Position ids of the same shape, which start at 0 in every document; None where a row is a sequence.
+    """
+    real = mask.bool() if mask is not None and mask.shape == ids.shape else torch.ones_like(ids, dtype=torch.bool)
+    start = real & (real.cumsum(1) == 1)
+    if positions is not None and positions.shape == ids.shape:
+        start = start | (real & (positions == 0))
+    return real, start
+
+
+def per_sequence(values: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Sums of `values` over each sequence, in a vector of fixed length with zeros at its end: no waiting for the device."""
+    number = start.flatten().cumsum(0)
+    sums = torch.zeros(start.numel() + 1, dtype=torch.long, device=start.device)
+    return sums.scatter_add_(0, number, values.flatten().long())
+
+
+def label_counts(labels: torch.Tensor, real: torch.Tensor, start: torch.Tensor, ends: frozenset[int], limit: int) -> torch.Tensor:
+    """Counts of one micro-batch: predictable tokens, labelled ones, sequences, those with labels, with an end token, cut.
+
+    The first token of a sequence is predicted from nothing, so it never counts. A sequence of one token is padding of a
+    padding-free batch or predicts nothing.
+
+    Args:
+        labels: Labels, `IGNORED` where masked.
+        real: As from `sequences`.
+        start: As from `sequences`.
+        ends: Ids that end a generation.
+        limit: Length at which sequences are cut; 0 for none.
+    """
+    targets = real & ~start
+    labelled = targets & (labels != IGNORED)
+    ending = torch.zeros_like(labelled)
+    for end in ends:
+        ending = ending | (labels == end)
+    tokens, with_label, with_end = (per_sequence(part, start) for part in (targets, labelled, labelled & ending))
+    any_label, any_end = with_label > 0, with_end > 0
+    cut = any_label & ~any_end & (tokens + 1 >= limit) if limit else torch.zeros_like(any_label)
+    return torch.stack([part.sum() for part in (targets, labelled, tokens > 0, any_label, any_end, cut)])
+
+
+def label_signals(counts: torch.Tensor) -> dict[str, float]:
+    """Signals of a step from the `label_counts` of its micro-batches, one row each."""
+    tokens, labelled, sequence, with_label, with_end, cut = (float(x) for x in counts.sum(0))
+    values = {"token.unlabelled_batch_fraction": float((counts[:, 1] == 0).double().mean())}
+    if tokens:
+        values["token.label_fraction"] = labelled / tokens
+        values["token.unlabelled_sequence_fraction"] = 1 - with_label / sequence
+    if with_label:
+        values["token.cut_fraction"] = cut / with_label
+    if with_label > cut:
+        values["token.end_label_fraction"] = with_end / (with_label - cut)
+    return values
+
+
+def doubled_counts(
+    ids: torch.Tensor, real: torch.Tensor, start: torch.Tensor, bos: int | None, openers: frozenset[int], closers: frozenset[int]
+) -> torch.Tensor:
+    """Sequences whose template was applied twice, and all sequences.
+
+    Either the sequence begins with two BOS tokens, or a turn opens within `_NEAR` tokens of another that was not closed.
+    """
+    flat, first, valid = ids.flatten(), start.flatten(), real.flatten()
+    index = torch.arange(flat.numel(), device=flat.device)
+    twice = torch.zeros_like(valid)
+    if bos is not None:
+        twice[1:] = first[:-1] & ~first[1:] & (flat[:-1] == bos) & (flat[1:] == bos)
+    if openers:
+        opened, closed = _last(flat, openers, index), _last(flat, closers, index)
+        begin = torch.where(first, index, -1).cummax(0).values
+        before, shut = opened[:-1], closed[:-1]
+        inside = (before > shut) & (before >= begin[1:]) & (before >= index[1:] - _NEAR)
+        twice[1:] = twice[1:] | (inside & (opened[1:] == index[1:]))
+    hits = per_sequence(twice & valid, start)
+    return torch.stack([(hits > 0).sum(), (per_sequence(real & ~start, start) > 0).sum()])
+
+
+def _last(flat: torch.Tensor, wanted: frozenset[int], index: torch.Tensor) -> torch.Tensor:
+    """For every position the newest position up to it that holds one of `wanted`; -1 for none."""
+    hit = torch.zeros_like(flat, dtype=torch.bool)
+    for one in wanted:
+        hit = hit | (flat == one)
+    return torch.where(hit, index, -1).cummax(0).values
+
+
+def _doubled_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
+    hits, total = (float(x) for x in tensors[0])
+    return {"token.doubled_template_fraction": hits / total} if total else {}
+
+
+def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
+    """Ids at which a generation stops: the tokenizer's end token and those of the model's configurations."""
+    found: list[Any] = [getattr(tokenizer, "eos_token_id", None)]
+    for owner in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        more = getattr(owner, "eos_token_id", None)
+        found += more if isinstance(more, list) else [more]
+    return frozenset(token for token in found if isinstance(token, int))
+
+
+def turn_markers(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
+    """Added tokens that open and that close a turn, learned by rendering a conversation with the tokenizer's own template.
+
+    An opener is the last added token before a message's text, a closer the first one behind it. What does both (``[/INST]``)
+    or is a BOS opens nothing. Empty where there is no template, or one without added tokens.
+    """
+    nothing: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+    added = set(getattr(tokenizer, "added_tokens_decoder", ()) or ())
+    if not added or not getattr(tokenizer, "chat_template", None):
+        return nothing
+    texts = ("qzx one", "qzx two", "qzx three")
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), texts, strict=True)]
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template of its own kind that wants other roles or contents
+        return nothing
+    openers, closers = set[int](), {token for token in (tokenizer.eos_token_id,) if token is not None}
+    for text in texts:
+        head, found, tail = rendered.partition(text)
+        if not found:
+            return nothing
+        before, behind = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (head, tail))
+        openers |= set([token for token in before if token in added][-1:])
+        closers |= set([token for token in behind if token in added][:1])
+    return frozenset(openers - closers - {tokenizer.bos_token_id}), frozenset(closers)
