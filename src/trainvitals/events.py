@@ -66,6 +66,8 @@ class RunEvent(Event):
     tokens_seen: float | None = signal("tokens", "Prompt and completion tokens processed so far, all ranks.", low=0)
     epoch: float | None = signal("count", "Passes over the training data so far.", low=0)
     logging_every: float | None = signal("count", "Optimizer updates that one logged value averages.", low=1, cadence="once")
+    rank_behind: dict[str, float] | None = signal("count", "Places at which ranks meet that one rank has not reached while others wait there; 0 while steps end. Told by rank 0.", low=0, label="rank")
+    rank_silent_seconds: dict[str, float] | None = signal("seconds", "While no step ends: time since a rank last said anything, which it does every 5 s. Told by rank 0.", low=0, label="rank")
 
 
 class OptimEvent(Event):
@@ -81,6 +83,9 @@ class OptimEvent(Event):
     update_ratio: float | None = signal("ratio", "Norm of the parameter update over norm of the parameters.", low=0)
     clipped_step: float | None = signal("fraction", "1 when this step's gradient norm was above max_grad_norm, else 0.", low=0, high=1)
     trainable_with_grad: float | None = signal("fraction", "Share of trainable parameters that received a gradient.", low=0, high=1)
+    rank_loss: dict[str, float] | None = signal("loss", "Loss of one optimizer step on one rank, before any NaN filter. Told by rank 0, a step late.", label="rank")
+    rank_nonfinite_alone: dict[str, float] | None = signal("fraction", "1 when the loss of one rank is not finite while another rank's is at the same step, else 0.", low=0, high=1, label="rank")
+    rank_weight_drift: dict[str, float] | None = signal("ratio", "Where all ranks should hold the same weights: relative difference of a rank's weight norm from the median of all.", low=0, label="rank", cadence="sample")
 
 
 class RewardEvent(Event):
@@ -193,7 +198,6 @@ class PreferenceEvent(Event):
     nll: float | None = signal("loss", "Negative log-likelihood of chosen responses per token, the supervised part of ORPO and CPO.", low=0, emitters="orpo cpo")
     margin_std: float | None = signal("reward", "Standard deviation of chosen minus rejected over the pairs of the step.", low=0, emitters="reward")
     negative_margin_fraction: float | None = signal("fraction", "Share of pairs in which rejected beats chosen; with ties this is less than 1 - accuracy.", low=0, high=1, emitters="reward")
-    identical_fraction: float | None = signal("fraction", "Share of pairs whose chosen and rejected tokens are the same.", low=0, high=1, emitters="reward dpo")
     score_mean: float | None = signal("reward", "Mean score that a reward model in training gives to all responses; only differences have a meaning.", emitters="reward")
     score_std: float | None = signal("reward", "Spread of the scores of all responses of the step.", low=0, emitters="reward")
     length_correlation: float | None = signal("ratio", "Correlation of score and response length, chosen and rejected each around their own mean: what length explains beyond the preference.", low=-1, high=1, emitters="reward")
@@ -201,7 +205,7 @@ class PreferenceEvent(Event):
     kl_zero_fraction: float | None = signal("fraction", "Share of this step's micro-batches whose KL estimate was clamped at 0 (KTO).", low=0, high=1, emitters="kto")
     desirable_fraction: float | None = signal("fraction", "Share of desirable examples in this step's batches, this rank (KTO, BCO).", low=0, high=1, emitters="kto bco")
     one_class_fraction: float | None = signal("fraction", "Share of this step's micro-batches with only desirable or only undesirable examples, this rank.", low=0, high=1, emitters="kto bco")
-    identical_fraction: float | None = signal("fraction", "Share of pairs whose chosen and rejected tokens are equal after truncation, this rank.", low=0, high=1, emitters="dpo orpo cpo tpo")
+    identical_fraction: float | None = signal("fraction", "Share of pairs whose chosen and rejected tokens are equal after truncation, this rank.", low=0, high=1, emitters="reward dpo orpo cpo tpo")
     empty_fraction: float | None = signal("fraction", "Share of responses of which truncation left no token, this rank.", low=0, high=1, emitters="dpo kto bco orpo cpo tpo")
     score_margin: float | None = signal("score", "Score of the better minus score of the worse sample of a pair, mean over pairs (online DPO; XPO: policy minus reference).", emitters="online_dpo xpo")
     tied_fraction: float | None = signal("fraction", "Share of sampled pairs whose two scores are equal: their order is arbitrary.", low=0, high=1, emitters="online_dpo")
@@ -312,6 +316,8 @@ class TimeEvent(Event):
     generation_seconds: float | None = signal("seconds", "Time spent generating in one step.", low=0, emitters="grpo rloo ppo verl")
     data_wait_seconds: float | None = signal("seconds", "Time waiting for the data loader in one step.", low=0)
     rank_step_seconds: dict[str, float] | None = signal("seconds", "Wall time of one optimizer step on one rank.", low=0, label="rank")
+    rank_own_seconds: dict[str, float] | None = signal("seconds", "Part of a step that one rank did not spend in calls which wait for other ranks, as far as they can be told from outside.", low=0, label="rank")
+    rank_lag_fraction: dict[str, float] | None = signal("fraction", "Own time of one rank beyond the median of the others', over the step: the share for which they wait for it.", low=0, high=1, label="rank")
 
 
 class DataEvent(Event):
@@ -321,6 +327,7 @@ class DataEvent(Event):
     prompt_length_mean: float | None = signal("tokens", "Mean prompt length.", low=0)
     prompt_length_max: float | None = signal("tokens", "Longest prompt.", low=0)
     padding_fraction: float | None = signal("fraction", "Share of input tokens that are padding.", low=0, high=1)
+    rank_exhausted: dict[str, float] | None = signal("fraction", "1 when the data of one rank ran out while another rank still got a batch, else 0.", low=0, high=1, label="rank")
 
 
 class EvalEvent(Event):
