@@ -36,7 +36,9 @@ sys.exit(9)
 """
 
 
-def vitals_run(*command: object, options: list[str] | None = None, cwd: Path, env: dict[str, str] | None = None, stdin: str = "") -> Any:
+def vitals_run(
+    *command: object, options: list[str] | None = None, cwd: Path, env: dict[str, str] | None = None, stdin: str = ""
+) -> Any:
     """Run a command under ``trainvitals run`` in a process of its own."""
     words = [*TRAINVITALS, "run", *(options or []), "--", *map(str, command)]
     return subprocess.run(
@@ -233,14 +235,18 @@ def test_a_training_that_fails_is_told_to_our_side(tmp_path: Path, stand_in: Pat
 
 @pytest.mark.parametrize(
     ("body", "words"),
-    [("1 / 0", "not attached: ZeroDivisionError"), ("import no_such_module", "not attached: No module named"), ("", "not attached: ")],
+    [
+        ("1 / 0", "not attached: ZeroDivisionError"),
+        ("import no_such_module", "not attached: ModuleNotFoundError: No module named"),
+        ("", "not attached: "),
+    ],
 )
 def test_a_fault_of_ours_is_one_line_and_the_training_goes_on(tmp_path: Path, stand_in: Path, body: str, words: str) -> None:
     with_our_side(stand_in, body or "(")
     code = "from transformers.trainer import Trainer; t = Trainer(); t.train(2); t.train(3)"
     done = vitals_run(*python(tmp_path, code, stand_in), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "trained 2\ntrained 3\n")
-    assert [words in line for line in done.stderr.splitlines()] == [True, False]  # and the quiet line
+    assert [words in line for line in done.stderr.splitlines()] == [True]
 
 
 def test_importing_a_trainer_without_training_imports_nothing_of_ours(tmp_path: Path, stand_in: Path) -> None:

@@ -68,9 +68,8 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="trainvitals-run-") as folder:
         status, stopped = _supervise(command, environment(options, folder), Path(folder), options.stop_on)
         trainings = read_reports(Path(folder))
-        looked = (Path(folder) / "python").exists()
-    if not closed:
-        farewell(trainings, looked=looked, stopped=stopped)
+        looked, told = ((Path(folder) / name).exists() for name in ("python", "told"))
+    farewell(trainings, stopped=stopped, looked=looked, quiet=closed or told)
     if stopped:
         return EXIT_RESTART if any(training["resume_from"] for training in trainings) else EXIT_STOPPED
     return 128 - status if status < 0 else status
@@ -122,20 +121,33 @@ def read_reports(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def farewell(trainings: list[dict[str, Any]], *, looked: bool, stopped: str) -> None:
-    """At most a line: why we stopped the command, or why no end block came from the training itself."""
+def farewell(trainings: list[dict[str, Any]], *, stopped: str, looked: bool, quiet: bool) -> None:
+    """At most a line: why we stopped the command, or why no end block came from the training itself.
+
+    Args:
+        trainings: From `read_reports`.
+        stopped: Why we stopped the command; empty when it ended by itself.
+        looked: A Python process started with our bootstrap.
+        quiet: The user knows already why nothing was seen.
+    """
     cut_off = [training for training in trainings if training["ended"] is None]
     if stopped:
         resume = next((training["resume_from"] for training in trainings if training["resume_from"]), None)
-        advice = f"Restart from {resume} with the change that it suggests." if resume else "There is no healthy checkpoint to go back to."
+        advice = (
+            f"Restart from {resume} with the change that it suggests."
+            if resume
+            else "There is no healthy checkpoint to go back to."
+        )
         say(f"[trainvitals] stopped the command: {stopped}. {advice}")
     elif cut_off:
         records = next((training["records"] for training in cut_off if training["records"]), None)
         where = f" Its records are whole up to there: trainvitals check {records}" if records else ""
         say(f"[trainvitals] the training was cut off before it could say how it ended.{where}")
-    elif not trainings and not looked:
+    elif trainings or quiet:
+        return
+    elif not looked:
         say("[trainvitals] no Python process of this command could be looked into: nothing was recorded.")
-    elif not trainings:
+    else:
         say("[trainvitals] no known trainer has trained: nothing was recorded. A loop of your own can use trainvitals.Monitor.")
 
 

@@ -109,7 +109,9 @@ class Report:
             self._state["resume_from"] = item.resume_from
             if self._state["stop"] is not None:
                 self._write()
-        elif isinstance(item, Finding) and item.state == "firing" and self._state["stop"] is None and self._bad_enough(item.severity):
+        elif (
+            isinstance(item, Finding) and item.state == "firing" and self._state["stop"] is None and self._bad_enough(item.severity)
+        ):
             where = f"{item.rule.id}, step {item.step}"
             self._write(stop=where)
 

@@ -4,13 +4,20 @@
 that this one hides is run first, as if we were not there. Then one finder waits for the module of a known trainer to be
 imported and wraps the method that starts training, so that `trainvitals.integrations.autoattach` sees the trainer before its
 first step. Nothing of trainvitals and nothing heavy is imported until a training really starts, and no error of ours leaves
-this file. It must run in any Python 3.
+this file. It must run in any Python from 3.7 on: a training may start helpers in other environments.
 """
+
+from __future__ import annotations
 
 import functools
 import importlib.machinery
 import os
 import sys
+
+TYPE_CHECKING = False  # as type checkers know it, without the milliseconds of importing typing in every process
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 TRAINERS = {
@@ -22,26 +29,33 @@ TRAINERS = {
 MARK = "_trainvitals_run_saw_it"
 
 
-def notice(text):
+def notice(text: str) -> None:
     """One line on stderr."""
     sys.stderr.write("[trainvitals] " + text + "\n")
 
 
-def start_watching():
+def start_watching() -> None:
     """Put the finder in place, and leave a mark for ``trainvitals run`` that this Python could be looked into."""
     if "TRAINVITALS_RUN" not in os.environ:
         return  # PYTHONPATH was passed on, what to do was not
     sys.meta_path.insert(0, Finder())
+    leave_mark("python")
+
+
+def leave_mark(name: str) -> None:
+    """An empty file in the folder of ``trainvitals run``, if that is on this machine."""
     folder = os.environ.get("TRAINVITALS_RUN_FOLDER", "")
-    if os.path.isdir(folder):  # not on another machine
-        with open(os.path.join(folder, "python"), "a"):
+    try:
+        with open(os.path.join(folder, name), "a"):
             pass
+    except OSError:
+        return
 
 
 class Finder:
     """A path finder that finds nothing itself: it lets the others find a trainer's module and is called once it has run."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """The spec that the other finders give, with our hook behind its loader; None for every other module."""
         if name not in TRAINERS:
             return None
@@ -52,46 +66,46 @@ class Finder:
                 try:
                     watch(spec.loader, *TRAINERS[name])
                 except Exception as error:
-                    notice("cannot watch %s: %r" % (name, error))
+                    notice(f"cannot watch {name}: {error!r}")
                 return spec
         return None
 
 
-def watch(loader, cls, method):
+def watch(loader: Any, cls: str, method: str) -> None:
     """Have `loader` wrap ``cls.method`` when it has executed its module."""
     execute = loader.exec_module
 
-    def exec_module(module):
+    def exec_module(module: Any) -> None:
         execute(module)
         try:
             wrap(getattr(module, cls), method)
         except Exception as error:
-            notice("cannot wrap %s.%s: %r. Training goes on unobserved." % (cls, method, error))
+            notice(f"cannot wrap {cls}.{method}: {error!r}. Training goes on unobserved.")
 
     loader.exec_module = exec_module
 
 
-def wrap(cls, method):
+def wrap(cls: Any, method: str) -> None:
     """Wrap the training method of a class and of every subclass that defines its own."""
     own = vars(cls).get("__init_subclass__")
 
-    def init_subclass(sub, **kwargs):
+    def init_subclass(__sub: Any, **kwargs: Any) -> None:
         if own is not None:
-            own.__func__(sub, **kwargs)
+            own.__func__(__sub, **kwargs)
         else:
-            super(cls, sub).__init_subclass__(**kwargs)
-        if method in vars(sub):
-            _wrap_one(sub, method)
+            super(cls, __sub).__init_subclass__(**kwargs)
+        if method in vars(__sub):
+            _wrap_one(__sub, method)
 
     _wrap_one(cls, method)
     cls.__init_subclass__ = classmethod(init_subclass)
 
 
-def _wrap_one(cls, method):
+def _wrap_one(cls: Any, method: str) -> None:
     original = vars(cls)[method]
 
     @functools.wraps(original)
-    def train(self, *args, **kwargs):
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         failed = None if getattr(self, MARK, False) else before(self)
         if failed is None:
             return original(self, *args, **kwargs)
@@ -104,21 +118,22 @@ def _wrap_one(cls, method):
     setattr(cls, method, train)
 
 
-def before(trainer):
+def before(trainer: Any) -> Callable[[BaseException], None] | None:
     """Attach to a trainer that is about to train for the first time; what to call if its training ends with an exception."""
     try:
         setattr(trainer, MARK, True)
         from trainvitals.integrations.autoattach import before_training
 
         return before_training(trainer)
-    except ImportError as error:
-        notice("not attached: %s. Is trainvitals installed for %s? Training goes on unobserved." % (error, sys.executable))
     except Exception as error:
-        notice("not attached: %s: %s. Training goes on unobserved." % (type(error).__name__, error))
+        advice = f" Is trainvitals installed for {sys.executable}?" if isinstance(error, ImportError) else ""
+        words = (str(error).splitlines() or [""])[0]
+        notice(f"not attached: {type(error).__name__}: {words}.{advice} Training goes on unobserved.")
+        leave_mark("told")
     return None
 
 
-def run_hidden():
+def run_hidden() -> None:
     """Run the sitecustomize that would have been run without us, if there is one."""
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != FOLDER]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
@@ -138,4 +153,4 @@ if __name__ == "sitecustomize":
         try:
             start_watching()
         except Exception as error:
-            notice("cannot watch this Python: %r" % (error,))
+            notice(f"cannot watch this Python: {error!r}")
