@@ -76,6 +76,7 @@ class OptimEvent(Event):
     family: ClassVar[str] = "optim"
     loss: float | None = signal("loss", "Training loss as logged: transformers replaces NaN by a running mean (logging_nan_inf_filter).")
     loss_raw: float | None = signal("loss", "Loss of one optimizer step before any NaN filter, mean of its micro-batches, this rank.")
+    loss_start: float | None = signal("loss", "Raw loss of the first update, before any weight changed.", emitters="sft", cadence="once")
     grad_norm: float | None = signal("norm", "Total gradient norm before clipping, as logged (of the last step of the window).", low=0)
     grad_norm_step: float | None = signal("norm", "Total gradient norm of this very step, before clipping where the trainer hands it out.", low=0)
     learning_rate: float | None = signal("rate", "Learning rate that the step used (first parameter group).", low=0)
@@ -252,7 +253,7 @@ class MoeEvent(Event):
     min_load_fraction: float | None = signal("fraction", "Share of tokens that the idlest expert received, in the layer where it is smallest.", low=0, high=1)
     fair_load_fraction: float | None = signal("fraction", "Experts per token over experts: the share of tokens of each expert when the load is even.", low=0, high=1, cadence="once")
     load_imbalance: float | None = signal("fraction", "(share of the busiest expert - fair share) / (1 - fair share), mean of the layers: 0 even, 1 when one expert gets every token.", low=0, high=1)
-    dead_expert_fraction: float | None = signal("fraction", "Share of experts, all layers, that got less than 1% of a fair share of the tokens of about the last ten steps.", low=0, high=1)
+    dead_expert_fraction: float | None = signal("fraction", "Share of experts, all layers, that got less than 1% of a fair share of the tokens of the last ten steps.", low=0, high=1)
     dropped_token_fraction: float | None = signal("fraction", "Share of a router's picks that were dropped for lack of capacity; only from routers that hand out a mask (Switch).", low=0, high=1)
 
 

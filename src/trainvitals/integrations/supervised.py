@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainvitals.integrations.later import scalar
+
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
 
@@ -18,7 +20,8 @@ _LABELS = frozenset({
     "token.cut_fraction",
 })  # fmt: skip
 _TEMPLATE = frozenset({"token.doubled_template_fraction"})
-SIGNALS = _LABELS | _TEMPLATE
+_START = frozenset({"optim.loss_start"})
+SIGNALS = _LABELS | _TEMPLATE | _START
 """Signals that only these wraps give."""
 
 IGNORED = -100  # label of a token that does not count (torch cross entropy's ignore_index, transformers and TRL)
@@ -35,6 +38,7 @@ def install(hooks: Hooks) -> None:
     reader = _Supervised(hooks)
     gives = _LABELS | (_TEMPLATE if reader.bos is not None or reader.openers else frozenset())
     hooks.wrap(trainer, "compute_loss", before=reader.before_loss, gives=gives)
+    hooks.wrap(trainer, "training_step", reader.after_step, gives=_START)
     hooks.at_step_end.append(reader.step_end)
 
 
@@ -45,6 +49,7 @@ class _Supervised:
         self._hooks = hooks
         self._counts: list[torch.Tensor] = []
         self._doubled: torch.Tensor | None = None
+        self._first: list[torch.Tensor] | None = []  # losses of the first update; None once it is over
         trainer = hooks.trainer
         owner = getattr(trainer, "processing_class", None)
         tokenizer = getattr(owner, "tokenizer", owner)
@@ -66,8 +71,16 @@ class _Supervised:
                 self._doubled = doubled_counts(ids, real, start, self.bos, self.openers, self._closers)
         return args
 
+    def after_step(self, loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Losses of the first update; the trainer scales them so that their sum is the loss of the step."""
+        if self._first is not None and len(self._first) < _STEP_LIMIT:
+            self._first.append(loss.detach().float())
+
     def step_end(self) -> None:
         """Hand over what the micro-batches of this step gave."""
+        if self._first:
+            self._hooks.put([torch.stack(self._first).sum()], scalar("optim.loss_start"))
+        self._first = None
         if self._counts:
             self._hooks.put([torch.stack(self._counts)], lambda t: label_signals(t[0]))
         if self._doubled is not None and (self.bos is not None or self.openers):
