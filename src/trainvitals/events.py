@@ -109,7 +109,7 @@ class RewardEvent(Event):
     component_mean: dict[str, float] | None = signal("reward", "Mean of one reward function over the generation batch.", emitters=_on, cadence="rollout", label="component")
     component_std: dict[str, float] | None = signal("reward", "Standard deviation of one reward function over the generation batch.", low=0, emitters=_on, cadence="rollout", label="component")
     component_share: dict[str, float] | None = signal("fraction", "w_k*std_k / sum_j w_j*std_j: the part of the reward spread that one function contributes.", low=0, high=1, emitters="grpo rloo", cadence="rollout", label="component")
-    component_unscored_fraction: dict[str, float] | None = signal("fraction", "Share of completions for which one function returned None or NaN.", low=0, high=1, emitters="grpo rloo", cadence="rollout", label="component")
+    component_unscored_fraction: dict[str, float] | None = signal("fraction", "Share of completions for which one function returned None or NaN.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout", label="component")
 
 
 class AdvantageEvent(Event):
@@ -136,6 +136,7 @@ class PolicyEvent(Event):
     ratio_mean: float | None = signal("ratio", "Mean importance ratio new/old policy over completion tokens.", low=0, emitters="grpo rloo ppo async_grpo")
     ratio_max: float | None = signal("ratio", "Largest importance ratio of the step.", low=0, emitters="grpo rloo ppo async_grpo")
     clip_low: float | None = signal("ratio", "Lower end of the clip range, 1 - epsilon.", low=0, high=1, emitters="grpo rloo ppo async_grpo", cadence="once")
+    clip_per_sequence: float | None = signal("fraction", "1 when the clip range applies to one ratio per sequence (RLOO, GSPO), else not given.", low=0, high=1, emitters="grpo rloo", cadence="once")
     clip_high: float | None = signal("ratio", "Upper end of the clip range, 1 + epsilon_high (CISPO: epsilon_high).", low=0, emitters="grpo rloo ppo async_grpo", cadence="once")
 
 

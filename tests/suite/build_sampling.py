@@ -25,6 +25,52 @@ def grpo(output_dir: str, *, callbacks: Sequence[Any] = (), **changes: Any) -> A
     return tiny.grpo(output_dir, callbacks=callbacks, **changes)
 
 
+def grpo_with_tools(output_dir: str, *, tool: Any, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
+    """`trl.GRPOTrainer` with a tool: an ``s`` in the tiny model's random letters calls it with the letters that follow.
+
+    The pretrained letters are all that the model knows, so the response template makes calls out of them: how a call is spelled is
+    the template's business, and everything behind it (parsing, calling, the tool's answer in the context, the mask) is TRL's own.
+    """
+    from trl import GRPOConfig, GRPOTrainer
+
+    vocabulary = tiny.tokenizer()
+    vocabulary.chat_template = vocabulary.chat_template.replace(
+        "{{ m['content'] }}<|im_end|>{% endgeneration %}",
+        "{{ m['content'] }}{% for call in m.get('tool_calls') or [] %}s{{ call['function']['name'] }}{{ call['function']['arguments'] | tojson }}"
+        "{% endfor %}<|im_end|>{% endgeneration %}",
+    )
+    vocabulary.response_template = {
+        "defaults": {"role": "assistant"},
+        "start_anchor": "<|im_start|>assistant\n",
+        "fields": {
+            "tool_calls": {
+                "open_pattern": "s",
+                "close_pattern": r"<\|im_end\|>\s*",
+                "content": "text",
+                "repeats": True,
+                "transform": {"type": "function", "function": {"name": tool.__name__, "arguments": {"text": "{content}"}}},
+            },
+            "content": {"close_pattern": r"<\|im_end\|>\s*", "content": "text"},
+        },
+    }
+    settings = {**SAMPLING, "max_completion_length": 64, "max_tool_calling_iterations": 1, **changes}
+    return GRPOTrainer(
+        model=tiny.policy(vocabulary),
+        reward_funcs=ends,
+        args=GRPOConfig(**tiny.arguments(output_dir, **settings)),
+        train_dataset=tiny.prompts(),
+        processing_class=vocabulary,
+        callbacks=list(callbacks),
+        tools=[tool],
+    )
+
+
+def ends(completions: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """Share of vowels among the tokens, tools' answers included."""
+    texts = ["".join(str(message.get("content") or "") for message in completion) for completion in completions]
+    return [sum(char in tiny.VOWELS for char in text) / max(1, len(text)) for text in texts]
+
+
 def rloo(output_dir: str, *, reward: Any = tiny.vowels, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
     """`trl.RLOOTrainer`; its reference model is loaded by path, so the policy is written to the output folder first."""
     from trl import RLOOConfig, RLOOTrainer

@@ -28,10 +28,11 @@ _REWARDS = frozenset({
 })  # fmt: skip
 _LOSS = frozenset({"policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max"})
 _CLIP = frozenset({"policy.ratio_outside_fraction"})
+_SEQUENCE = frozenset({"policy.clip_per_sequence"})
 _GENERATE = frozenset({"time.generation_seconds"})
 PENALTY = frozenset({"policy.kl_ref_sequence", "reward.penalised_mean"})
 """Signals that these wraps give where the KL penalty is part of the reward (RLOO); PPO logs them itself."""
-SIGNALS = _REWARDS | _LOSS | _CLIP | _GENERATE
+SIGNALS = _REWARDS | _LOSS | _CLIP | _SEQUENCE | _GENERATE
 """Signals that only these wraps give. verl and others log some of them themselves."""
 
 _STEP_LIMIT = 4096  # as in hooks.py
@@ -52,7 +53,8 @@ def install(hooks: Hooks) -> None:
             before, after = reader.before_score, reader.after_score
             hooks.wrap(trainer, "_generate_and_score_completions", after, before=before, gives=PENALTY, needed=True)
     hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
-    hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=_LOSS if clip_range(trainer) is None else _LOSS | _CLIP, needed=True)
+    gives = _LOSS | (_CLIP if reader.clips else frozenset()) | (_SEQUENCE if reader.clips and reader.sequence else frozenset())
+    hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=gives, needed=True)
     hooks.at_step_end.append(reader.step_end)
 
 
@@ -60,7 +62,12 @@ class _Sampling:
     """What one step has gathered so far."""
 
     def __init__(self, hooks: Hooks) -> None:
+        trainer = hooks.trainer
         self._hooks = hooks
+        self.clips = clip_range(trainer) is not None
+        level = getattr(trainer, "importance_sampling_level", "token")
+        self.sequence = hasattr(trainer, "reward_clip_range") or level in {"sequence", "sequence_token"}
+        self._told = not (self.clips and self.sequence)
         self._ratios: list[torch.Tensor] = []
         self._advantages: list[torch.Tensor] = []
         self._logps: torch.Tensor | None = None
@@ -134,8 +141,7 @@ class _Sampling:
         if old is None:
             self._ratios.append(_ONE)
             return
-        sequence = getattr(self._hooks.trainer, "importance_sampling_level", "token") in {"sequence", "sequence_token"}
-        self._ratios.append(ratio_stats(logps, old, mask, low, high, sequence=sequence))
+        self._ratios.append(ratio_stats(logps, old, mask, low, high, sequence=self.sequence))
 
     def after_rewards(self, matrix: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Rewards and texts of one generation batch."""
@@ -166,9 +172,11 @@ class _Sampling:
 
     def step_end(self) -> None:
         """Hand over what the micro-batches of this step gave."""
+        if not self._told:
+            self._hooks.give("policy.clip_per_sequence", 1.0)
+            self._told = True
         if self._ratios:
-            clips = clip_range(self._hooks.trainer) is not None
-            self._hooks.put(self._ratios, lambda stats: ratio_signals(stats, clips=clips))
+            self._hooks.put(self._ratios, lambda stats: ratio_signals(stats, clips=self.clips))
         if self._advantages:
             self._hooks.put(self._advantages, _advantage_signals)
         self._ratios, self._advantages = [], []
