@@ -93,22 +93,22 @@ class RewardEvent(Event):
     """Rewards of sampled completions, before they become advantages."""
 
     family: ClassVar[str] = "reward"
-    _on: ClassVar[str] = "grpo rloo ppo async_grpo online_dpo"
+    _on: ClassVar[str] = "grpo rloo ppo async_grpo online_dpo sdpo"
     mean: float | None = signal("reward", "Mean of the weighted sum of reward functions over the generation batch.", emitters=_on, cadence="rollout")
     std: float | None = signal("reward", "Spread over the WHOLE generation batch (TRL `reward_std` since 0.27). Not a collapse signal.", low=0, emitters=_on, cadence="rollout")
     min: float | None = signal("reward", "Smallest reward in the generation batch.", emitters=_on, cadence="rollout")
     max: float | None = signal("reward", "Largest reward in the generation batch.", emitters=_on, cadence="rollout")
-    group_std_mean: float | None = signal("reward", "Mean over prompts of the standard deviation within the prompt's group (unbiased, G-1).", low=0, emitters="grpo rloo async_grpo", cadence="rollout")
-    group_zero_std_fraction: float | None = signal("fraction", "Share of prompt groups whose rewards are all equal: they give no advantage.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout")
-    all_low_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the lowest reward seen in the run.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout")
-    all_high_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the highest reward seen in the run.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout")
-    group_count: float | None = signal("count", "Prompt groups in the generation batch, all ranks.", low=0, emitters="grpo rloo", cadence="rollout")
+    group_std_mean: float | None = signal("reward", "Mean over prompts of the standard deviation within the prompt's group (unbiased, G-1).", low=0, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
+    group_zero_std_fraction: float | None = signal("fraction", "Share of prompt groups whose rewards are all equal: they give no advantage.", low=0, high=1, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
+    all_low_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the lowest reward seen in the run.", low=0, high=1, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
+    all_high_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the highest reward seen in the run.", low=0, high=1, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
+    group_count: float | None = signal("count", "Prompt groups in the generation batch, all ranks.", low=0, emitters="grpo rloo sdpo", cadence="rollout")
     penalised_mean: float | None = signal("reward", "Mean reward after the KL penalty was subtracted from it (RLOO, PPO); `mean` is before.", emitters="rloo ppo online_dpo", cadence="rollout")
     unscored_fraction: float | None = signal("fraction", "Share of completions for which every reward function returned None or NaN.", low=0, high=1, emitters=_on, cadence="rollout")
-    length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length (PPO: over the batch).", low=-1, high=1, emitters="grpo rloo ppo", cadence="rollout")
+    length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length (PPO: over the batch).", low=-1, high=1, emitters="grpo rloo ppo sdpo", cadence="rollout")
     component_mean: dict[str, float] | None = signal("reward", "Mean of one reward function over the generation batch.", emitters=_on, cadence="rollout", label="component")
     component_std: dict[str, float] | None = signal("reward", "Standard deviation of one reward function over the generation batch.", low=0, emitters=_on, cadence="rollout", label="component")
-    component_share: dict[str, float] | None = signal("fraction", "w_k*std_k / sum_j w_j*std_j: the part of the reward spread that one function contributes.", low=0, high=1, emitters="grpo rloo", cadence="rollout", label="component")
+    component_share: dict[str, float] | None = signal("fraction", "w_k*std_k / sum_j w_j*std_j: the part of the reward spread that one function contributes.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout", label="component")
     component_unscored_fraction: dict[str, float] | None = signal("fraction", "Share of completions for which one function returned None or NaN.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout", label="component")
 
 
@@ -125,7 +125,7 @@ class PolicyEvent(Event):
     """The policy against its reference, its own past and its clip range."""
 
     family: ClassVar[str] = "policy"
-    entropy: float | None = signal("nats", "Mean token entropy of the policy over completion tokens.", low=0, emitters="grpo rloo ppo sft dpo distillation async_grpo")
+    entropy: float | None = signal("nats", "Mean token entropy of the policy over completion tokens.", low=0, emitters="grpo rloo ppo sft dpo distillation async_grpo gkd sdft sdpo")
     kl_ref: float | None = signal("nats", "KL to the REFERENCE policy per token (GRPO: k3 estimate; only logged when beta > 0).", emitters="grpo rloo")
     kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, RLOO, online DPO); a first-order estimate, so it may be negative.", emitters="ppo rloo online_dpo")
     kl_old: float | None = signal("nats", "KL to the policy that generated the batch, within the update (PPO approxkl).", emitters="ppo verl")
@@ -157,7 +157,7 @@ class CompletionEvent(Event):
     """What the policy writes: length, termination, repetition."""
 
     family: ClassVar[str] = "completion"
-    _on: ClassVar[str] = "grpo rloo ppo online_dpo distillation async_grpo"
+    _on: ClassVar[str] = "grpo rloo ppo online_dpo distillation async_grpo gkd sdft sdpo"
     length_mean: float | None = signal("tokens", "Mean completion length.", low=0, emitters=_on, cadence="rollout")
     length_min: float | None = signal("tokens", "Shortest completion.", low=0, emitters=_on, cadence="rollout")
     length_max: float | None = signal("tokens", "Longest completion.", low=0, emitters=_on, cadence="rollout")
@@ -227,8 +227,23 @@ class DistillEvent(Event):
     """Student against teacher."""
 
     family: ClassVar[str] = "distill"
-    divergence: float | None = signal("nats", "Divergence of student to teacher per token (kind is set by the trainer).", low=0, emitters="gkd distillation sdft sdpo")
-    on_policy_fraction: float | None = signal("fraction", "Share of samples generated by the student.", low=0, high=1, emitters="gkd distillation")
+    _self: ClassVar[str] = "sdft sdpo"
+    _any: ClassVar[str] = "gkd distillation sdft sdpo"
+    divergence: float | None = signal("nats", "Divergence of student and teacher per token of the loss; which one is said by `beta`.", low=0, emitters=_any)
+    beta: float | None = signal("ratio", "Which divergence: 0 forward KL (teacher to student), 1 reverse KL (student to teacher), between them generalised JSD, which is at most H(beta).", low=0, high=1, emitters=_any, cadence="once")
+    on_policy_fraction: float | None = signal("fraction", "Share of micro-batches that the student wrote; the rest comes from the data set or the teacher.", low=0, high=1, emitters="gkd distillation")
+    teacher_surprise: float | None = signal("ratio", "Teacher's mean negative log-probability of the tokens that are trained on over ln(vocabulary): 1 is a uniform guess.", low=0, emitters=_any)
+    teacher_distance: float | None = signal("ratio", "Distance of the student's weights to those of a teacher that was made from it, over the norm of the teacher's; of 8 parameters. 0 when the teacher is the student.", low=0, emitters=_self)
+    active_fraction: float | None = signal("fraction", "Share of samples that are distilled at all: with a success or feedback in the teacher's prompt (SDPO), or kept by the filter (SSD).", low=0, high=1, emitters=_self, cadence="rollout")
+    success_group_fraction: float | None = signal("fraction", "Share of prompt groups with a rollout at or above success_reward_threshold.", low=0, high=1, emitters="sdpo", cadence="rollout")
+    success_sample_fraction: float | None = signal("fraction", "Share of samples for which another rollout of the group was a success.", low=0, high=1, emitters="sdpo", cadence="rollout")
+    feedback_fraction: float | None = signal("fraction", "Share of samples that came with feedback.", low=0, high=1, emitters="sdpo", cadence="rollout")
+    feedback_used_fraction: float | None = signal("fraction", "Share of samples whose feedback went into the teacher's prompt.", low=0, high=1, emitters="sdpo", cadence="rollout")
+    logp_gap: float | None = signal("nats", "Mean absolute difference of the student's and the teacher's log-prob of sampled tokens (IW-OPD; teacher servers).", low=0, emitters=_any)
+    on_policy_loss: float | None = signal("loss", "Loss on the student's own samples (GOLD, IW-OPD; rounded to 4 decimals).", emitters="gkd distillation")
+    off_policy_loss: float | None = signal("loss", "Loss on the data set's answers (GOLD, IW-OPD; rounded to 4 decimals).", emitters="gkd distillation")
+    matched_loss: float | None = signal("loss", "GOLD across tokenizers: loss on tokens that both vocabularies have.", emitters="gkd")
+    unmatched_loss: float | None = signal("loss", "GOLD across tokenizers: loss on tokens that only one vocabulary has.", emitters="gkd")
 
 
 class TokenEvent(Event):
@@ -315,7 +330,7 @@ class TimeEvent(Event):
     step_seconds: float | None = signal("seconds", "Wall time of one optimizer step, this rank.", low=0)
     tokens_per_second: float | None = signal("rate", "Tokens processed per second.", low=0)
     samples_per_second: float | None = signal("rate", "Training samples per second.", low=0)
-    generation_seconds: float | None = signal("seconds", "Time spent generating in one step.", low=0, emitters="grpo rloo ppo verl")
+    generation_seconds: float | None = signal("seconds", "Time spent generating in one step.", low=0, emitters="grpo rloo ppo verl gkd distillation sdft sdpo")
     data_wait_seconds: float | None = signal("seconds", "Time waiting for the data loader in one step.", low=0)
     rank_step_seconds: dict[str, float] | None = signal("seconds", "Wall time of one optimizer step on one rank.", low=0, label="rank")
     rank_own_seconds: dict[str, float] | None = signal("seconds", "Part of a step that one rank did not spend in calls which wait for other ranks, as far as they can be told from outside.", low=0, label="rank")

@@ -8,11 +8,11 @@ import re
 from typing import Any
 
 from trainvitals.events import CATALOGUE, RunStart
-from trainvitals.integrations import adapters, async_rollout, moe, ppo, preference, reward_model, sampling, supervised
+from trainvitals.integrations import adapters, async_rollout, distillation, moe, ppo, preference, ranks, reward_model, sampling, supervised
 
 _KINDS = {
     "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft",
-    "dpo": "dpo", "kto": "kto", "orpo": "orpo", "cpo": "cpo", "reward": "reward", "gkd": "gkd", "gold": "gkd",
+    "dpo": "dpo", "kto": "kto", "orpo": "orpo", "cpo": "cpo", "reward": "reward", "gkd": "gkd", "gold": "gkd", "iwopd": "gkd", "ssd": "sdft",
     "distillation": "distillation", "asyncdistillation": "distillation", "sdft": "sdft", "sdpo": "sdpo", "gmpo": "grpo",
     "minillm": "distillation", "gfpo": "grpo", "dppo": "grpo", "papo": "grpo", "nashmd": "nash_md", "xpo": "xpo", "bco": "bco", "tpo": "tpo", "a2po": "a2po",
 }  # fmt: skip
@@ -23,12 +23,12 @@ GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram
 """Signals that need a CUDA device."""
 
 HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(
-    adapters.SIGNALS, async_rollout.SIGNALS, moe.SIGNALS, preference.SIGNALS, reward_model.SIGNALS, sampling.SIGNALS, supervised.SIGNALS,
+    adapters.SIGNALS, async_rollout.SIGNALS, distillation.SIGNALS, moe.SIGNALS, preference.SIGNALS, ranks.SIGNALS, reward_model.SIGNALS, sampling.SIGNALS, supervised.SIGNALS,
 )
 """Signals that only a hook on the trainer gives: absent unless one that works promises them (`Hooks.gives`)."""
 
 _NEVER = frozenset(
-    {"optim.update_ratio", "memory.host_rss_bytes", "time.rank_step_seconds", "time.tokens_per_second", "data.prompt_length_mean",
+    {"optim.update_ratio", "memory.host_rss_bytes", "time.tokens_per_second", "data.prompt_length_mean",
      "data.prompt_length_max", "data.padding_fraction", "time.samples_per_second"}
 )  # fmt: skip
 # Signals that no supported trainer logs and that these callbacks do not compute.
@@ -40,6 +40,7 @@ _UNLESS_HOOKED = {
         "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
         "reward.component_std", "reward.unscored_fraction",
     },
+    **distillation.LOGGED_BY_NONE,
     "rloo": sampling.PENALTY | {"completion.tool_call_rate", "completion.tool_failure_fraction"},
 }  # fmt: skip
 # Signals that other trainers log and this one does not: they come only if a hook promises them.

@@ -66,6 +66,7 @@ class Hooks:
         kind: Kind of trainer by its class name: a label for messages, never for deciding what to read.
         metric_names: Raw metrics read from the trainer step by step; log rows repeat them as averages.
         at_step_end: Called when an optimizer step is over, before its values are handed on; families append to it.
+        at_finish: Called once when training is over, with how it ended, before the records are closed.
     """
 
     def __init__(self, callback: VitalsCallback, trainer: Any, families: Iterable[Callable[[Hooks], None]]) -> None:
@@ -73,11 +74,12 @@ class Hooks:
         self.kind = trainer_kind(trainer)
         self.metric_names: set[str] = set()
         self.at_step_end: list[Callable[[], None]] = []
+        self.at_finish: list[Callable[[str], None]] = []
         self._wraps: dict[tuple[int, str], _Wrap] = {}
         self._losses: list[torch.Tensor] = []
         self._seconds: dict[str, float] = {}
         self._lists: dict[str, tuple[list[Any], int]] = {}
-        self._raw: dict[str, list[float]] = {}
+        self._raw: dict[str, list[Any]] = {}
         self._install()
         for install in families:
             try:
@@ -245,8 +247,10 @@ class Hooks:
         return (parameters, *args[1:])
 
     def _after_clip(self, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
-        if type(norm).__name__ == "DTensor":
-            return  # its full value is a collective, which is not ours to call
+        if type(norm).__name__ == "DTensor":  # FSDP2
+            if not all(placement.is_replicate() for placement in norm.placements):
+                return  # the full value would be a collective, which is not ours to call
+            norm = norm.to_local()  # clipping has reduced it already: every rank holds the whole norm
         if isinstance(norm, torch.Tensor | float | int):
             self.callback.pre_clip_norm = norm
 
@@ -268,6 +272,14 @@ class Hooks:
         callback.pending.update(self._seconds)
         self._losses, self._seconds = [], {}
 
+    def finish(self, status: str) -> None:
+        """Training is over."""
+        for end in self.at_finish:
+            try:
+                end(status)
+            except Exception as error:
+                notice(f"{end.__qualname__} failed: {type(error).__name__}: {error}")
+
     def read_metrics(self) -> None:
         """Take the entries that TRL appended since the last call; before every log row, which empties TRL's lists."""
         store = getattr(self.trainer, "_metrics", None)
@@ -279,7 +291,12 @@ class Hooks:
             known, count = self._lists.get(name, (None, 0))
             start = count if known is entries else 0
             if len(entries) > start:
-                fresh = [float(x) for x in entries[start:] if not isinstance(x, torch.Tensor) or not x.is_cuda]
+                # The asynchronous trainers log rates as (numerator, denominator) pairs.
+                fresh = [
+                    x if isinstance(x, tuple) else float(x)
+                    for x in entries[start:]
+                    if not isinstance(x, torch.Tensor) or not x.is_cuda
+                ]
                 self._raw.setdefault(name, []).extend(fresh)
                 self.metric_names.add(name)
             self._lists[name] = (entries, len(entries))
@@ -289,9 +306,16 @@ class Hooks:
         self.read_metrics()
         row: dict[str, float] = {}
         for name, entries in self._raw.items():
+            pairs = [x for x in entries if isinstance(x, tuple)]
+            if pairs:
+                below = sum(pair[1] for pair in pairs)
+                row[name] = sum(pair[0] for pair in pairs) / below if below else math.nan
+                continue
             # A reward function that scored nothing in this batch has no mean: unscored, not broken.
             values = [x for x in entries if not math.isnan(x)] if name.startswith("rewards/") else entries
             if values:
-                row[name] = values[-1] if name == "num_tokens" else sum(values) / len(values)
+                whole = sum(values)
+                # Counters that are deltas (`..._total`) add up; everything else is a gauge.
+                row[name] = values[-1] if name == "num_tokens" else whole if name.endswith("_total") else whole / len(values)
         self._raw = {}
         return row

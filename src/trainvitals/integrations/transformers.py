@@ -76,6 +76,7 @@ class VitalsCallback(TrainerCallback):
         monitor: Publish to this monitor, which the caller closes. By default each training gets its own, with records in
             ``<output_dir>/vitals/rank<N>.jsonl``, closed at the end of training.
         tick_seconds: Interval of the watchdog that notices a hanging step; 0 switches it off.
+        gather_ranks: With `attach` and several processes: rank 0 compares all ranks (docs/several-processes.md).
         **monitor_kwargs: Passed to `trainvitals.monitor.Monitor` (``rules``, ``overrides``, ``enable``, ``console``, ...).
 
     Attributes:
@@ -84,8 +85,11 @@ class VitalsCallback(TrainerCallback):
         trainer: The trainer, when `attach` handed it over.
     """
 
-    def __init__(self, *, monitor: Monitor | None = None, tick_seconds: float = 15.0, **monitor_kwargs: Any) -> None:
+    def __init__(
+        self, *, monitor: Monitor | None = None, tick_seconds: float = 15.0, gather_ranks: bool = True, **monitor_kwargs: Any
+    ) -> None:
         self.monitor = monitor
+        self.gather_ranks = gather_ranks
         self.off = False
         self.trainer: Any = None
         self.later = Later(notice)
@@ -208,6 +212,8 @@ class VitalsCallback(TrainerCallback):
         try:
             if status != "completed" and not self.off:
                 self._flush()
+            if self.hooks is not None:
+                self.hooks.finish(status)
             if self._owned and self.monitor is not None:
                 self.monitor.close(status)
         except Exception as error:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainvitals.integrations import adapters, async_rollout, moe, ppo, preference, reward_model, sampling, supervised
+from trainvitals.integrations import adapters, async_rollout, distillation, moe, ppo, preference, ranks, reward_model, sampling, supervised
 from trainvitals.integrations.hooks import Hooks
 from trainvitals.integrations.transformers import VitalsCallback
 
-FAMILIES = (sampling.install, ppo.install, preference.install, supervised.install, reward_model.install, adapters.install, moe.install, async_rollout.install)
+FAMILIES = (sampling.install, ppo.install, preference.install, supervised.install, reward_model.install, adapters.install, moe.install, async_rollout.install, distillation.install, ranks.install)
 """What looks into which kind of trainer. Each wraps what it finds and leaves other trainers alone.
 
 A family that is added here has its ``SIGNALS`` added in `facts.HOOKED` as well.
