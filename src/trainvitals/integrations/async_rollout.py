@@ -34,8 +34,8 @@ _SCORED = frozenset({
     "reward.component_std", "reward.component_unscored_fraction", "advantage.mean", "advantage.std", "advantage.abs_max",
 })  # fmt: skip
 _SYNC = frozenset({"rollout.sync_changed"})
-_OUTSIDE = frozenset({"policy.ratio_outside_fraction"})
-_RATIO = _OUTSIDE | {"policy.ratio_max"}
+_LOSS = frozenset({"policy.ratio_outside_fraction", "policy.ratio_mean"})  # by these wraps or, before TRL 1.11, by name
+_RATIO = _LOSS | {"policy.ratio_max"}
 SIGNALS = _SYNC | {"rollout.dropped_fraction"}
 """Signals that only these wraps give; the others are logged by some TRL or given by another family as well."""
 
@@ -53,7 +53,7 @@ def install(hooks: Hooks) -> None:
     scored = hasattr(trainer, "epsilon_low")
     fused = any("forward" in vars(module) for module in trainer.model.modules())  # TRL's head that gives log-probabilities
     queue = _Queue(hooks)
-    if hooks.wrap(trainer.rollout_queue, "get", queue.after_get, gives=_QUEUE | (_SCORED | _OUTSIDE if scored else set())):
+    if hooks.wrap(trainer.rollout_queue, "get", queue.after_get, gives=_QUEUE | (_SCORED | _LOSS if scored else set())):
         hooks.at_step_end.append(queue.step_end)
     sync = _Sync(hooks)
     for owner in (getattr(trainer, "weight_transfer", None), trainer.rollout_worker):
