@@ -120,15 +120,19 @@ def _online(trainer: Any, config: Any, output_dir: str, reward: Any, callbacks: 
     )
 
 
+Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From the share of vowels of each token, 1 for each token of the text, and 1 from the end token on: the score at each position."""
+
+
 class Judge(nn.Module):
-    """A reward model with a hand-written score: `score_of` of the response's tokens, 0 for a response without an end token.
+    """A reward model with a hand-written score: `score_of` of the response's tokens so far, before its end token.
 
     It has the two parts that TRL's PPO calls: a backbone that returns hidden states, and a `score` head.
     """
 
     base_model_prefix = "model"
 
-    def __init__(self, vocabulary: Any, score_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, vocabulary: Any, score_of: Score) -> None:
         super().__init__()
         self.model = _Backbone(vocabulary, score_of)
         self.score = nn.Linear(1, 1, bias=False)
@@ -137,7 +141,7 @@ class Judge(nn.Module):
 
 
 class _Backbone(nn.Module):
-    def __init__(self, vocabulary: Any, score_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, vocabulary: Any, score_of: Score) -> None:
         super().__init__()
         self.score_of = score_of
         texts = [vocabulary.decode([token]) for token in range(len(vocabulary))]
@@ -152,18 +156,30 @@ class _Backbone(nn.Module):
         inside = ((since > 1 + self.header) & attention_mask.bool()).float()
         ended = ((input_ids == tiny.END_ID).float() * inside).cumsum(1).clamp(max=1.0)
         text = inside * (1.0 - ended)
-        score = self.score_of(self.vowels[input_ids] * text, text) * ended
+        score = self.score_of(self.vowels[input_ids] * text, text, ended)
         return SimpleNamespace(hidden_states=[score.unsqueeze(-1)])
 
 
-def vowel_share(vowels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Share of vowels among the characters so far: the task of `tiny`."""
+def unfinished_too(vowels: torch.Tensor, text: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
+    """Share of vowels among the characters so far, whether the response has ended or not."""
     return vowels.cumsum(1) / text.cumsum(1).clamp(min=1.0)
 
 
-def length(vowels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """A judge that pays for length, in sixteenths of a token."""
-    return text.cumsum(1) / 16
+def vowel_share(vowels: torch.Tensor, text: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
+    """The task of `tiny`: share of vowels, 0 for a response without an end."""
+    return unfinished_too(vowels, text, ended) * ended
+
+
+def length_from(update: int) -> Score:
+    """The task of `tiny` until an update, from then on the length in sixteenths of the cap."""
+    calls = 0
+
+    def score(vowels: torch.Tensor, text: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1  # one chunk per update
+        return vowel_share(vowels, text, ended) if calls < update else text.cumsum(1) / 16 * ended
+
+    return score
 
 
 def ppo(output_dir: str, *, score_of: Any = vowel_share, callbacks: Sequence[Any] = (), optimizer: Any = None, **changes: Any) -> Any:
