@@ -59,6 +59,33 @@ class ResponseOnly:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+class MaskPadding:
+    """A collator that masks every pad id, as transformers' DataCollatorForLanguageModeling does."""
+
+    def __init__(self, vocabulary: Any) -> None:
+        self.pad = vocabulary.pad_token_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        parts = [torch.tensor(row["input_ids"]) for row in rows]
+        ids = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=self.pad)
+        ones = [torch.ones_like(part) for part in parts]
+        mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_value=0)
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(ids == self.pad, -100, ids)}
+
+
+def rendered(vocabulary: Any) -> list[dict[str, Any]]:
+    """Rows of text that already went through the chat template."""
+    return [{"text": vocabulary.apply_chat_template(row["messages"], tokenize=False)} for row in dialogues()]
+
+
+def rendered_twice(vocabulary: Any) -> list[dict[str, Any]]:
+    """Rows whose question already went through the chat template and is put into a message again."""
+    return [
+        {"messages": [{"role": "user", "content": vocabulary.apply_chat_template(row["messages"][:1], tokenize=False)}, row["messages"][1]]}
+        for row in dialogues()
+    ]
+
+
 def sft(
     output_dir: str,
     *,
@@ -70,12 +97,12 @@ def sft(
     callbacks: Sequence[Any] = (),
     **changes: Any,
 ) -> Any:
-    """A `trl.SFTTrainer` that fine-tunes a model which answers with random letters."""
+    """A `trl.SFTTrainer`; without `model` it starts from random weights, `tiny.policy(vocabulary)` answers with random letters."""
     from trl import SFTConfig, SFTTrainer
 
     vocabulary = tiny.tokenizer() if vocabulary is None else vocabulary
     return SFTTrainer(
-        model=tiny.policy(vocabulary) if model is None else model,
+        model=tiny.model(vocabulary) if model is None else model,
         args=SFTConfig(**tiny.arguments(output_dir, **{"max_length": 64, **changes})),
         train_dataset=Dataset.from_list(list(dialogues() if rows is None else rows)),
         eval_dataset=None if held_out is None else Dataset.from_list(list(held_out)),
@@ -104,6 +131,18 @@ def pairs(count: int = 64, *, choose: Callable[[Random], tuple[str, str]] | None
             "rejected": [ask, {"role": "assistant", "content": rejected}],
         })  # fmt: skip
     return rows
+
+
+def same(random: Random) -> tuple[str, str]:
+    """One answer twice, as when one column is read for both."""
+    answer = "".join(random.choices("abcdefgh", k=random.randint(3, 9)))
+    return answer, answer
+
+
+def longer(random: Random) -> tuple[str, str]:
+    """Two answers of the same letters, of which the longer one is chosen."""
+    size = random.randint(3, 6)
+    return "".join(random.choices("abcdefghijklmnop", k=size + random.randint(1, 9))), "".join(random.choices("abcdefghijklmnop", k=size))
 
 
 _SCORER: dict[int, Any] = {}

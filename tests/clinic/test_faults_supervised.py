@@ -1,0 +1,165 @@
+"""Faults of supervised fine-tuning and of reward models, planted in real training, each beside a healthy twin."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from trainvitals.integrations import tiny
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "suite"))
+import build_supervised as build  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.trl]
+
+CALM = {"learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5, "max_steps": 30}
+_SKILLED: list[Any] = []
+
+
+def skilled(vocabulary: Any, tmp_path: Path) -> Any:
+    """A model that already gives the answers of `build.dialogues`, as a pretrained model would."""
+    if not _SKILLED:
+        settings = {**CALM, "learning_rate": 1e-2, "max_steps": 80, "lr_scheduler_type": "linear"}
+        trainer = build.sft(str(tmp_path), rows=build.completions(), vocabulary=vocabulary, **settings)
+        trainer.train()
+        _SKILLED.append(trainer.model.state_dict())
+    model = tiny.model(vocabulary)
+    model.load_state_dict(_SKILLED[0])
+    return model
+
+
+def headline(patient: Any, rule: str) -> str:
+    """The line of a rule, which is the only loud one."""
+    assert list(patient.loud) == [rule], patient.said
+    return next(line for line in patient.said if f"({rule}, step" in line)
+
+
+def test_a_response_template_that_is_never_found(tmp_path, observe):
+    vocabulary = tiny.tokenizer()
+    patient = observe(build.sft(str(tmp_path / "fault"), collator=build.ResponseOnly(vocabulary, "### Response:"), **CALM))
+    line = headline(patient, "labels-masked")
+    assert patient.loud["labels-masked"] <= 3
+    assert "Label tokens are 0% of the batch. Nothing is being learned from it. Check the chat template and the response mask." in line
+    assert "ERROR" in line
+    assert patient.monitor.verdict.state == "stalled"
+    assert patient.monitor.verdict.decision in {"stop", "restart_from"}
+    twin = observe(build.sft(str(tmp_path / "twin"), collator=build.ResponseOnly(vocabulary, "<|im_start|>assistant\n"), **CALM))
+    assert twin.loud == {}
+
+
+def test_an_end_token_that_is_the_pad_token(tmp_path, observe):
+    vocabulary = tiny.tokenizer()
+    vocabulary.pad_token = vocabulary.eos_token
+    patient = observe(build.sft(str(tmp_path / "fault"), vocabulary=vocabulary, collator=build.MaskPadding(vocabulary), **CALM))
+    line = headline(patient, "end-token-missing")
+    assert patient.loud["end-token-missing"] <= 6
+    assert "Only 0% of the training sequences have an end token among their labels." in line
+    assert "Use a pad token that is not the end token" in line
+    twin = observe(build.sft(str(tmp_path / "twin"), collator=build.MaskPadding(tiny.tokenizer()), **CALM))
+    assert twin.loud == {}
+
+
+@pytest.mark.parametrize("how", ["bos", "turns"])
+def test_a_chat_template_that_is_applied_twice(tmp_path, observe, how):
+    vocabulary = build.with_bos(tiny.tokenizer()) if how == "bos" else tiny.tokenizer()
+    rows = build.rendered(vocabulary) if how == "bos" else build.rendered_twice(vocabulary)
+    patient = observe(build.sft(str(tmp_path / "fault"), vocabulary=vocabulary, rows=rows, **CALM))
+    line = headline(patient, "chat-template-doubled")
+    assert patient.loud["chat-template-doubled"] <= 6
+    assert "100% of the sequences begin with two BOS tokens or open a turn inside an open turn." in line
+    assert "Apply the chat template once" in line
+    twin = observe(build.sft(str(tmp_path / "twin"), vocabulary=vocabulary, **CALM))
+    assert twin.loud == {}
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_a_learning_rate_a_hundred_times_too_high(tmp_path, observe, warmup):
+    vocabulary = tiny.tokenizer()
+    settings = {**CALM, "warmup_steps": warmup, "lr_scheduler_type": "constant_with_warmup" if warmup else "constant"}
+    rows = build.completions()
+    model = skilled(vocabulary, tmp_path / "before")
+    fault = build.sft(str(tmp_path / "fault"), rows=rows, model=model, **{**settings, "learning_rate": 1e-1})
+    patient = observe(fault)
+    line = headline(patient, "loss-diverged")
+    assert patient.loud["loss-diverged"] <= 20
+    assert "training overwrites what the model knew. Stop, and start again with a learning rate ten times lower" in line
+    advice = next(f for f in patient.monitor.findings if f.rule.id == "loss-diverged").actions
+    assert any(one.parameter == "learning_rate" and one.to == pytest.approx(1e-2) for one in advice)
+    twin = observe(build.sft(str(tmp_path / "twin"), rows=rows, model=skilled(vocabulary, tmp_path), **settings))
+    assert twin.loud == {}
+
+
+def test_activations_that_overflow_float16(tmp_path, observe):
+    """Large activations in one layer, as real models have them: beyond 65504 in float16, harmless in bfloat16.
+
+    transformers refuses fp16=True without a GPU, but what it does there is this autocast, which the CPU has as well.
+    """
+
+    def trainer(folder: str, dtype: torch.dtype) -> Any:
+        model = tiny.policy(tiny.tokenizer())
+        with torch.no_grad():
+            for part in (model.model.layers[0].mlp.up_proj, model.model.layers[0].mlp.down_proj):
+                part.weight.mul_(2000)
+        made = build.sft(str(tmp_path / folder), model=model, **{**CALM, "learning_rate": 1e-4})
+        made.compute_loss_context_manager = lambda: torch.autocast("cpu", dtype=dtype)
+        return made
+
+    patient = observe(trainer("fault", torch.float16))
+    line = headline(patient, "hidden-nan")
+    assert patient.loud["hidden-nan"] <= 4
+    assert "the trainer's NaN filter hides a dead run" in line
+    assert patient.monitor.verdict.state == "diverged"
+    twin = observe(trainer("twin", torch.bfloat16))
+    assert twin.loud == {}
+
+
+def test_a_model_that_memorises_its_data(tmp_path, observe):
+    def answers(seed: int) -> list[dict[str, Any]]:
+        random = Random(seed)
+        word = lambda: "".join(random.choices("abcdefghij", k=6))  # noqa: E731
+        ask = [[{"role": "user", "content": text}] for text in tiny.questions(16)]
+        return [{"prompt": one, "completion": [{"role": "assistant", "content": word()}]} for one in ask]
+
+    settings = {**CALM, "learning_rate": 3e-3, "max_steps": 110, "eval_strategy": "steps", "eval_steps": 10}
+    model = tiny.policy(tiny.tokenizer())
+    patient = observe(build.sft(str(tmp_path / "fault"), model=model, rows=answers(1), held_out=answers(2), **settings))
+    line = headline(patient, "overfitting")
+    assert 40 <= patient.loud["overfitting"] <= 110
+    assert "the model is memorising its data. Go back to the checkpoint of the best held-out loss" in line
+    assert patient.monitor.verdict.state == "over_optimizing"
+    rows = build.completions()
+    twin = observe(build.sft(str(tmp_path / "twin"), model=tiny.policy(tiny.tokenizer()), rows=rows, held_out=rows[:16], **settings))
+    assert twin.loud == {}
+
+
+def test_a_healthy_reward_model(tmp_path, observe):
+    """The twin of the three below."""
+    patient = observe(build.reward(str(tmp_path), rows=build.pairs(256), **{**CALM, "max_steps": 60}))
+    assert patient.loud == {}
+
+
+def test_pairs_of_one_answer(tmp_path, observe):
+    patient = observe(build.reward(str(tmp_path), rows=build.pairs(choose=build.same), **CALM))
+    line = headline(patient, "identical-pairs")
+    assert patient.loud["identical-pairs"] <= 6
+    assert "100% of the pairs have the same chosen and rejected response." in line
+    assert "Check the dataset's columns and max_length." in line
+
+
+def test_pairs_that_only_length_tells_apart(tmp_path, observe):
+    patient = observe(build.reward(str(tmp_path), rows=build.pairs(256, choose=build.longer), **{**CALM, "max_steps": 90}))
+    line = headline(patient, "reward-follows-length")
+    assert patient.loud["reward-follows-length"] <= 85
+    assert "the model scores length, not only preference. Balance the pairs by length" in line
+
+
+def test_a_reward_model_with_a_learning_rate_a_hundred_times_too_high(tmp_path, observe):
+    patient = observe(build.reward(str(tmp_path), rows=build.pairs(256), **{**CALM, "learning_rate": 1e-1, "max_steps": 60}))
+    line = headline(patient, "reward-scores-explode")
+    assert patient.loud["reward-scores-explode"] <= 30
+    assert "Consider a lower learning rate, one epoch, and center_rewards_coefficient=0.01." in line
