@@ -270,7 +270,7 @@ def test_a_failing_rule_is_off_for_the_run_and_the_others_go_on(tmp_path: Path) 
     def explode() -> None:
         raise ZeroDivisionError("boom")
 
-    engine._hot[0].read = explode  # type: ignore[assignment]
+    engine._schedule.all[0].read = explode  # type: ignore[assignment]
     records = drive(engine, frames([2, 2, 2], first=2))
     assert findings(records) == [(2, "bad", "error"), (2, "good", "firing")]
     assert engine.states("bad") == {"": "error"}

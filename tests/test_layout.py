@@ -16,7 +16,8 @@ RULES = sorted(path for path in (ROOT / "rules").glob("*/*.yaml") if not path.na
 ELSEWHERE = {
     "__main__": "test_packaging.py", "_version": "test_packaging.py", "_resources": "test_packaging.py",
     "engine_state": "test_engine.py", "followup": "test_engine.py", "reporting": "test_engine.py", "rule_state": "test_engine.py",
-    "watch": "test_engine.py", "speaker": "test_engine.py", "coverage": "test_engine.py", "testing_cases": "test_testing.py", "testing_series": "test_testing.py",
+    "watch": "test_engine.py", "schedule": "test_engine.py", "rulelang/folding": "rulelang/test_compile.py",
+    "rulelang/windows_derived": "rulelang/test_windows.py", "speaker": "test_engine.py", "coverage": "test_engine.py", "testing_cases": "test_testing.py", "testing_series": "test_testing.py",
     "testing_mutants": "test_testing.py", "rulelang/mutate": "test_testing.py",
     "names/config": "names/test_mapper.py", "names/entry": "names/test_mapper.py", "names/other": "names/test_mapper.py",
     "names/verl": "names/test_mapper.py", "readers/metrics_jsonl": "readers/test_readers.py",

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,30 @@ def test_replay_gives_the_bytes_of_the_live_run(tmp_path: Path, capsys: pytest.C
         expected = [line for line in stored if mark in line]
         assert expected
         assert [line for line in again if mark in line] == expected
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_replay_of_a_run_that_overshot_its_checkpoint_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str], killed: bool) -> None:
+    """Steps 61 to 100 happened twice; the second time from the state of the checkpoint at step 60."""
+    first = Monitor(output_dir=tmp_path, run=START, console=False)
+    drive(first, last=60)
+    state = json.loads(json.dumps(first.state_dict()))
+    first.boundary("save_end", 60, T0 + 60.5)
+    drive(first, 61, last=100, bad_from=70)
+    if not killed:
+        first.close("interrupted")
+    again = Monitor(output_dir=tmp_path, console=False, resumed_from=60)
+    again.load_state_dict(state)
+    again.publish(replace(START, time=T0 + 200))
+    again.publish(Boundary(60, "resume", T0 + 200))
+    drive(again, 61, last=150, bad_from=90)
+    again.close()
+    stored = (tmp_path / "vitals" / "rank0.jsonl").read_text().splitlines()
+    assert main(["check", "--format", "jsonl", str(tmp_path)]) == 1
+    replayed = capsys.readouterr().out.splitlines()
+    expected = [line for line in stored if '"kind":"finding"' in line]
+    assert len(expected) > 4
+    assert [line for line in replayed if '"kind":"finding"' in line] == expected
 
 
 def test_console_prints_transitions_and_the_end_block(tmp_path: Path) -> None:

@@ -55,13 +55,13 @@ class SignalBus:
                 self._running = False
 
     def _deliver(self, item: Any) -> None:
-        failed: list[tuple[tuple[str, Subscriber], Exception]] = []
+        failed: list[tuple[tuple[str, Subscriber], Exception]] | None = None
         for entry in self._subscribers:
             try:
                 entry[1](item)
             except Exception as error:
-                failed.append((entry, error))
-        for entry, reason in failed:
+                failed = [*(failed or ()), (entry, error)]
+        for entry, reason in failed or ():
             self._subscribers.remove(entry)
             if self._on_error is not None:
                 self._on_error(entry[0], reason)

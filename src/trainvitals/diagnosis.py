@@ -199,15 +199,16 @@ class VerdictMaker:
         self._since: int | None = None
         self._rising: dict[str, bool] = {}
         self._train = {name: Trend(4) for name, _, _ in _TRAIN_SIGNALS}
+        self._train_adds = [(name, trend.add) for name, trend in self._train.items()]
         self._eval = {name: Trend(1) for name, _, _ in _EVAL_SIGNALS}
         self._next = 0
 
     def values(self, values: Mapping[str, float]) -> None:
         """Take the progress signals of a frame."""
-        for name, trend in self._train.items():
+        for name, add in self._train_adds:
             value = values.get(name)
             if value is not None and value - value == 0.0:
-                trend.add(value)
+                add(value)
 
     def eval_values(self, values: Mapping[str, float]) -> None:
         """Take the progress signals of an evaluation."""

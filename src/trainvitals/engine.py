@@ -9,7 +9,8 @@ Meaning, where notes/rules.md 9.4 leaves it open:
 * A frame of an update that was closed before is *late*: its samples enter windows at their own index, nothing is decided
   again. Values that come for the update just closed (an evaluation) are seen by the next one, or when the run ends.
 * Statistical rules (`watch.BLANKED_CATEGORIES`) look away for `watch.BLANK_UPDATES` updates after a legal jump
-  (`watch.BLANK_AFTER`, or an applied change): nothing is counted, neither hits nor the end of a finding.
+  (`watch.BLANK_AFTER`, or an applied change): nothing is counted, neither hits nor the end of a finding. A run resumed
+  with the state of its checkpoint does not jump: it goes on as if it had not stopped.
 * An exception (`unless`) counts only when it is known to hold; an unknown one excuses nothing.
 * A calm rule over long windows is evaluated every few updates (`rulelang.pace`); after news of its series, with a hit or
   an open finding, at every update.
@@ -30,10 +31,10 @@ from trainvitals.followup import Followups
 from trainvitals.reporting import Reporter
 from trainvitals.rulelang.compile import Binder, RunInfo
 from trainvitals.rulelang.loader import RuleSet
-from trainvitals.rulelang.pace import AWAKE
 from trainvitals.rulelang.windows import Store
+from trainvitals.schedule import Schedule
 from trainvitals.speaker import Output, Speaker
-from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, MAX_INSTANCES, NEVER, Watch, Watched, link, run_info
+from trainvitals.watch import BLANK_AFTER, BLANK_UPDATES, MAX_INSTANCES, Watch, Watched, link, run_info
 
 BLIND_UPDATES = 200
 BLIND_SHARE = 0.2
@@ -81,13 +82,9 @@ class Engine:
         self._blind_at: int | None = None
         self._ended = False
         self._restarted = False
+        self._carried = False
         self._known: set[str] = set()
-        self._hot: list[Watch] = []
-        self._quick: list[Watch] = []
-        self._slow: list[Watch] = []
-        self._timed: list[Watch] = []
-        self._readers: dict[str, list[Watch]] = {}
-        self._next_due = 0
+        self._schedule = Schedule()
 
     def _labelled(self, signals: frozenset[str], label: str | None) -> frozenset[str]:
         return frozenset(name for name in signals if label and name in self.catalogue and self.catalogue[name].label == label)
@@ -126,7 +123,7 @@ class Engine:
             self._bind()
         self.store.ingest(frame)
         if self.store.news:
-            self._wake(step)
+            self._schedule.wake(self.store.news, step)
         if step < self._closed:
             self.late += 1
             return out
@@ -155,10 +152,11 @@ class Engine:
             self._info.phase = "save"
         elif item.what in {"eval_end", "save_end"}:
             self._info.phase = "train"
-        if item.what in BLANK_AFTER:
+        goes_on = item.what == "resume" and self._carried and item.step == self._closed
+        if item.what in BLANK_AFTER and not goes_on:
             self._blank_until = item.step + BLANK_UPDATES
         if item.what == "resume":
-            self._open_step = None
+            self._open_step, self._carried = None, False
             if item.step < self._closed:
                 self._rewind(item.step)
             self._maker.rewind(item.step)
@@ -183,7 +181,7 @@ class Engine:
         if not self._bound:
             self._bind()
         before = len(out)
-        for watch in self._timed:
+        for watch in self._schedule.timed:
             if item.time < watch.next_time or self.step <= watch.warm_until:
                 continue
             watch.next_time = item.time + (watch.owner.rule.clock_seconds or 0.0)
@@ -226,9 +224,7 @@ class Engine:
         if self._open_step is not None:
             self._close(self._open_step, self._open_time, out)
         elif self._dirty and self._origin is not None:
-            for watch in self._hot:
-                watch.next_step = min(watch.next_step, self.step)
-            self._next_due = 0
+            self._schedule.wake_all(self.step)
             self._close(self.step, time, out)
         self._judge(max(step, self.step), time, out, final=True)
 
@@ -252,7 +248,6 @@ class Engine:
         run = self._reporter.run
         emits = run.emits if run.emits is not None else frozenset(split_label(key)[0] for key in self._known)
         statuses = {watched.rule.id: watched.status for watched in self._watched}
-        # Own keys (`run.*`) come from the engine itself; a rule may always ask for them.
         self._binder = Binder(self.store, config=run.config, run=self._info, absent=frozenset(self.catalogue) - emits, rules=statuses)
         self._bound = True
         for watched in self._watched:
@@ -262,30 +257,7 @@ class Engine:
                 watched.bind(self._binder, self._info.trainer, emits, self._origin)
             except Exception as error:
                 watched.off, watched.reason = "error", f"{type(error).__name__}: {error}"
-        self._arrange()
-
-    def _arrange(self) -> None:
-        """Flat lists for the hot path."""
-        live = [watch for watched in self._watched if watched.off is None for watch in watched.instances.values()]
-        self._hot = [watch for watch in live if watch.owner.rule.clock_seconds is None]
-        self._quick = [watch for watch in self._hot if watch.pace == 1]
-        self._slow = [watch for watch in self._hot if watch.pace > 1]
-        self._timed = [watch for watch in live if watch.owner.rule.clock_seconds is not None]
-        self._readers = {}
-        for watch in self._hot:
-            for key in watch.when.keys:
-                self._readers.setdefault(key, []).append(watch)
-        self._next_due = 0
-
-    def _wake(self, step: int) -> None:
-        """Series brought news: whoever reads them looks at every update for a while (`rulelang.pace`)."""
-        news = self.store.news
-        for series in news:
-            for watch in self._readers.get(series.key, ()):
-                watch.awake_until = step + AWAKE
-                watch.next_step = min(watch.next_step, step) if step <= watch.until else NEVER
-        self._next_due = min(self._next_due, step)
-        news.clear()
+        self._schedule.arrange(self._watched)
 
     def _discover(self, frame: Frame) -> None:
         """New series keys: perhaps signals that rules had to do without, perhaps new instances of rules with `for_each`."""
@@ -308,7 +280,7 @@ class Engine:
                 watched.watch((label, value), self._origin).bind(self._binder)
                 changed = True
         if changed:
-            self._arrange()
+            self._schedule.arrange(self._watched)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -321,12 +293,9 @@ class Engine:
             self._begin(step)
         self.store.close_update(step, time)
         before = len(out)
-        if step >= self._next_due:
-            self._look(self._hot, step, time, out)
-            self._next_due = min((watch.next_step if watch.calm else step + 1 for watch in self._slow), default=NEVER)
-        else:
-            self._look(self._quick, step, time, out)
-        for watch in self._timed:
+        self._look(self._schedule.due(step), step, time, out)
+        self._schedule.looked(step)
+        for watch in self._schedule.timed:
             if not watch.calm and step > watch.warm_until:
                 self._evaluate(watch, step, time, out)
         if self._followups.waiting:
@@ -408,7 +377,7 @@ class Engine:
         message = f"Rule {owner.rule.id} failed and is off for this run: {owner.reason}"
         finding = self._reporter.note(owner.rule, "error", message, step, time, severity="warning", finding_id=watch.finding_id)
         self._speaker.note(finding, out)
-        self._arrange()
+        self._schedule.arrange(self._watched)
 
     def _look_for_blind(self, step: int, time: float | None, out: list[Output]) -> None:
         """Report rules that could not be decided so far, once each, and rules with too many instances."""
@@ -469,7 +438,7 @@ class Engine:
         return save(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; before or after `RunStart`.
+        """Continue from `state_dict`, before or after `RunStart`; whatever this engine saw before is forgotten.
 
         Raises:
             ValueError: If the state was written by an incompatible version.

@@ -54,6 +54,10 @@ def load(engine: Engine, state: Mapping[str, Any]) -> None:
     if state.get("version") != VERSION:
         msg = f"engine state of version {state.get('version')!r}; this trainvitals reads version {VERSION}"
         raise ValueError(msg)
+    findings, run, info, trainer, bound = list(engine.findings), engine._reporter.run, engine._info, engine._maker.trainer, engine._bound
+    type(engine).__init__(engine, engine.ruleset, catalogue=engine.catalogue)
+    engine.findings.extend(findings)
+    engine._reporter.run, engine._info, engine._maker.trainer = run, info, trainer
     engine.store.load_state_dict(state["store"])
     engine.step, engine.late = state["step"], state["late"]
     engine.counts.clear()
@@ -74,7 +78,8 @@ def load(engine: Engine, state: Mapping[str, Any]) -> None:
             watched.blind_at = engine.step + watched.rule.warmup + 200
             for watch in watched.instances.values():
                 watch.warm_until = engine.step + watched.rule.warmup
-    if engine._bound:
+    engine._carried = True
+    if bound:
         engine._bind()
     for entry in state["followups"]:
         owner = engine._by_id.get(entry["rule"])

@@ -94,7 +94,7 @@ class RewardEvent(Event):
 
     family: ClassVar[str] = "reward"
     _on: ClassVar[str] = "grpo rloo ppo async_grpo online_dpo sdpo"
-    mean: float | None = signal("reward", "Mean of the weighted sum of reward functions over the generation batch.", emitters=_on, cadence="rollout")
+    mean: float | None = signal("reward", "Mean of the weighted sum of reward functions over the generation batch.", emitters=f"{_on} a2po nash_md xpo", cadence="rollout")
     std: float | None = signal("reward", "Spread over the WHOLE generation batch (TRL `reward_std` since 0.27). Not a collapse signal.", low=0, emitters=_on, cadence="rollout")
     min: float | None = signal("reward", "Smallest reward in the generation batch.", emitters=_on, cadence="rollout")
     max: float | None = signal("reward", "Largest reward in the generation batch.", emitters=_on, cadence="rollout")
@@ -116,7 +116,7 @@ class AdvantageEvent(Event):
     """Advantages as the loss sees them."""
 
     family: ClassVar[str] = "advantage"
-    mean: float | None = signal("ratio", "Mean advantage of the batch; 0 by construction in GRPO.", emitters="grpo rloo ppo async_grpo", cadence="rollout")
+    mean: float | None = signal("ratio", "Mean advantage of the batch; 0 by construction in GRPO.", emitters="grpo rloo ppo async_grpo a2po", cadence="rollout")
     std: float | None = signal("ratio", "Standard deviation of the advantages of the batch.", low=0, emitters="grpo rloo ppo async_grpo", cadence="rollout")
     abs_max: float | None = signal("ratio", "Largest absolute advantage; at most (G-1)/sqrt(G) when scaled by the group's own std.", low=0, emitters="grpo rloo ppo async_grpo", cadence="rollout")
 
@@ -127,7 +127,7 @@ class PolicyEvent(Event):
     family: ClassVar[str] = "policy"
     entropy: float | None = signal("nats", "Mean token entropy of the policy over completion tokens.", low=0, emitters="grpo rloo ppo sft dpo distillation async_grpo gkd sdft sdpo")
     kl_ref: float | None = signal("nats", "KL to the REFERENCE policy per token (GRPO: k3 estimate; only logged when beta > 0).", emitters="grpo rloo")
-    kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, RLOO, online DPO); a first-order estimate, so it may be negative.", emitters="ppo rloo online_dpo")
+    kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, RLOO, online DPO); a first-order estimate, so it may be negative.", emitters="ppo rloo online_dpo xpo nash_md")
     kl_old: float | None = signal("nats", "KL to the policy that generated the batch, within the update (PPO approxkl).", emitters="ppo verl")
     clip_fraction: float | None = signal("fraction", "Share of tokens where the clip is ACTIVE for the sign of the advantage (TRL clip_ratio/region_mean): a lower bound of ratio_outside_fraction.", low=0, high=1, emitters="grpo rloo ppo async_grpo")
     clip_fraction_low: float | None = signal("fraction", "Share of tokens with ratio < 1-eps and a negative advantage.", low=0, high=1, emitters="grpo rloo async_grpo")
@@ -516,6 +516,8 @@ class RunStart:
         config: Scalars of the training configuration under their native names (``learning_rate``, ``num_generations``).
         total_steps: Planned optimizer updates; None when unknown.
         emits: Signals that can come in this run; None when unknown (a log not read yet). Others are *absent*.
+        resumed_from: Step of the checkpoint that training goes on from; None for a run from the beginning.
+        carried: The state of the rules came along with that checkpoint: windows and open findings go on where they were.
     """
 
     run_id: str
@@ -528,6 +530,8 @@ class RunStart:
     rank: int = 0
     time: float | None = None
     emits: frozenset[str] | None = None
+    resumed_from: int | None = None
+    carried: bool = False
 
 
 @dataclass(slots=True)

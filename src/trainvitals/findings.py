@@ -63,6 +63,7 @@ class RunStartRecord(Record):
     world_size: int = 1
     emits: list[str] | None = Field(default=None, description="Signals that this run can emit; null when unknown.")
     resumed_from: int | None = None
+    carried: bool = Field(default=False, description="The rules' state of that checkpoint was loaded: they go on where they were.")
 
 
 class SignalRecord(Record):

@@ -94,7 +94,7 @@ class Monitor:
         self._first_bad: int | None = None
         self._coverage: CoverageRecord | None = None
         self._final: Verdict | None = None
-        self._ending = self._closed = False
+        self._ending = self._closed = self._carried = False
         self._busy = 0
         self._reported: set[str] = set()
         self._error: Exception | None = None
@@ -145,6 +145,18 @@ class Monitor:
         self.publish(RunEnd(self.step, status, clock.time(), detail))
         if not self._busy:  # inside a signal handler the bus finishes its work first and `_end` does this
             self._guard("close", self._finish)
+
+    def end_attempt(self, end: RunEnd) -> None:
+        """An attempt that was recorded ended here and the run was resumed later: for replay, which goes on with this monitor.
+
+        What the rules found at the end counts; verdict, coverage and end of the attempt are passed over, with their numbers.
+        """
+        for record in self.engine.observe(end):
+            if isinstance(record, Finding):
+                self.bus.publish(record)
+            else:
+                self._recorder.seq += 1
+        self._recorder.seq += 2
 
     # -- output --------------------------------------------------------------------------------------------------------
 
@@ -217,7 +229,10 @@ class Monitor:
 
     def _publish(self, item: Item) -> None:
         if isinstance(item, RunStart):
-            item = replace(item, config=safe_scalars(item.config))
+            resumed = self._recorder.resumed_from
+            item = replace(item, config=safe_scalars(item.config), carried=item.carried or self._carried)
+            if item.resumed_from is None and resumed is not None:
+                item = replace(item, resumed_from=resumed)
             self._open(item)
         elif self.run is None:
             self._publish(self._default_run(getattr(item, "time", None)))
@@ -270,6 +285,7 @@ class Monitor:
         else:
             self.engine.load_state_dict(state["engine"])
             self._recorder.seq = max(self._recorder.seq, int(state["seq"]))
+            self._carried = True
         if self._recorder.resumed_from is None:
             self._recorder.resumed_from = int(state.get("step", 0))
 

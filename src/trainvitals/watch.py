@@ -92,7 +92,7 @@ class Watch:
         origins = {name: param.origin for name, param in rule.params.items()}
         self.bounds = {id(expr): binder.bind(expr, params, lets, self.label, origins=origins) for expr in self._expressions()}
         self.when = self.bounds[id(rule.when)]
-        self.pace = rule.clock_updates or pace(rule.when, lets, params, binder.store.catalogue)
+        self.pace = rule.clock_updates or pace(self.when.narrowest)
         self.until = self.when.until
         self.read = self.when.read
         self.clear = self.bounds[id(rule.clear)] if rule.clear is not None else None

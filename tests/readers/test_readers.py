@@ -281,7 +281,7 @@ def test_own_resume_torn_end_and_newer_schema(tmp_path: Path) -> None:
     )
     recording = read(write(tmp_path, "rank0.jsonl", text))
     kinds = [type(item).__name__ for item in recording.items]
-    assert kinds == ["RunStart", "Frame", "Boundary", "Frame", "RunEnd"]
+    assert kinds == ["RunStart", "Frame", "RunStart", "Boundary", "Frame", "RunEnd"]
     assert len(recording.notes) == 3
     with pytest.raises(InputError, match="schema"):
         read(write(tmp_path, "b.jsonl", lines({**start, "schema": "trainvitals/2.0"})))

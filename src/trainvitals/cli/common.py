@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -192,7 +193,7 @@ def replay(
         trainer: Trainer that overrides the log's.
         until: Stop after this step; None for all.
     """
-    from trainvitals.events import Frame, RunEnd, RunStart
+    from trainvitals.events import Boundary, Frame, RunEnd, RunStart
     from trainvitals.findings import Record
     from trainvitals.monitor import Monitor
 
@@ -203,8 +204,15 @@ def replay(
     monitor.bus.subscribe("collect", lambda item: records.append(item) if isinstance(item, Record) else None)
     monitor.unknown_metrics = recording.mapper.unknown
     start = RunStart(run_id="")
-    for item in recording.items:
+    items = list(recording.items)
+    resumed = {item.resumed_from for item in items if isinstance(item, RunStart) and item.carried}
+    checkpoints: dict[int | None, str] = {}
+    for item in items:
+        if isinstance(item, Boundary) and item.what == "save_end" and item.step in resumed:
+            checkpoints[item.step] = json.dumps(monitor.engine.state_dict())  # what the live run put beside its checkpoint
         if isinstance(item, RunStart):
+            if item.carried and item.resumed_from in checkpoints:
+                monitor.engine.load_state_dict(json.loads(checkpoints[item.resumed_from]))
             item = replace(item, config={**item.config, **config}, trainer=trainer or item.trainer)
             start = item
         elif isinstance(item, Frame):
@@ -215,8 +223,12 @@ def replay(
                 seen = points.setdefault(key, [0, item.step, item.step])
                 seen[0] += 1
                 seen[2] = item.step
-        elif isinstance(item, RunEnd) and until is not None:
-            break
+        elif isinstance(item, RunEnd):
+            if until is not None:
+                break
+            if item is not items[-1]:
+                monitor.end_attempt(item)
+                continue
         monitor.publish(item)
     if until is None:
         monitor.close()

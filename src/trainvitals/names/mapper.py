@@ -124,6 +124,9 @@ class Mapper:
         self._keys: set[str] = set()
         self._plans: dict[tuple[str, ...], _Plan] = {}
         self._eval_plans: dict[tuple[str, ...], _Plan] = {}
+        self._last: _Plan
+        self._last_names: list[str] = []
+        self._last_phase: str | None = None
         self._reward_std = RewardStd()
         self._index()
 
@@ -145,11 +148,16 @@ class Mapper:
             time: Unix seconds.
             closes: As in `Frame`. A closing summary row never closes an update unless it carries leftover metrics.
         """
-        plans = self._eval_plans if phase == "eval" else self._plans
-        plan = plans.get(tuple(row)) or self._compile(row, phase)
+        names = list(row)
+        if names == self._last_names and phase == self._last_phase:  # comparing costs less than hashing
+            plan = self._last
+        else:
+            plans = self._eval_plans if phase == "eval" else self._plans
+            plan = self._last = plans.get(tuple(row)) or self._compile(row, phase)
+            self._last_names, self._last_phase = names, phase
         try:
             # array() converts at C speed whatever has __float__ (ints, bools, numpy and torch scalars) and refuses text and None.
-            values = dict(zip(plan.signals, array("d", plan.pick(row)), strict=False))
+            values = dict(zip(plan.signals, array("d", plan.pick(row))))  # noqa: B905 a keyword costs as much as five signals
         except Exception:
             values = self._coerce(plan, row)
         if plan.factors:
@@ -238,6 +246,7 @@ class Mapper:
             self.trainer, self.framework = answer
             self._plans.clear()
             self._eval_plans.clear()
+            self._last_names = []
             self._index()
 
     def _compile(self, row: Mapping[str, Any], phase: str | None) -> _Plan:

@@ -36,6 +36,8 @@ def read(text: str, path: str, mapper: Mapper) -> Recording:
         try:
             kind = record.get("kind")
             if kind == "run_start":
+                if end is not None:
+                    items.append(end)  # an attempt that ended before the run was resumed
                 following = records[place + 1][1] if place + 1 < len(records) else {}
                 _run_start(record, following, items, notes)
                 end = None
@@ -86,18 +88,17 @@ def _records(text: str, path: str, notes: list[str]) -> list[tuple[int, dict[str
 
 
 def _run_start(record: Mapping[str, Any], following: Mapping[str, Any], items: list[Item], notes: list[str]) -> None:
-    config = record.get("config") or {}
+    emits, at = record.get("emits"), record.get("resumed_from")
+    start = RunStart(
+        run_id=str(record.get("run", "")), trainer=str(record.get("trainer", "unknown")), framework=str(record.get("framework", "unknown")),
+        framework_version=record.get("framework_version"), config=dict(record.get("config") or {}), total_steps=as_step(record.get("total_steps")),
+        world_size=int(record.get("world_size", 1)), rank=int(record.get("rank", 0)), time=as_time(record.get("ts")),
+        emits=None if emits is None else frozenset(map(str, emits)), resumed_from=as_step(at), carried=bool(record.get("carried", False)),
+    )  # fmt: skip
     if not any(isinstance(item, RunStart) for item in items):
-        emits = record.get("emits")
-        start = RunStart(
-            run_id=str(record.get("run", "")), trainer=str(record.get("trainer", "unknown")), framework=str(record.get("framework", "unknown")),
-            framework_version=record.get("framework_version"), config=dict(config), total_steps=as_step(record.get("total_steps")),
-            world_size=int(record.get("world_size", 1)), rank=int(record.get("rank", 0)), time=as_time(record.get("ts")),
-            emits=None if emits is None else frozenset(map(str, emits)),
-        )  # fmt: skip
         items.insert(0, start)
         return
-    at = record.get("resumed_from")
+    items.append(start)
     step = int(at) if at is not None else max((item.step for item in items if not isinstance(item, RunStart)), default=0)
     notes.append(f"the run was resumed at step {step}")
     if following.get("event") == "boundary" and following.get("what") == "resume":

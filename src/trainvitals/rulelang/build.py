@@ -88,7 +88,7 @@ class _Builder:
         sustain = self.sustain("sustain") or Sustain()
         action = fields.inner("action", ("gate", "stop", "log"))
         severity = fields.word("severity", model.SEVERITY_WORDS, "warning")
-        clock_seconds, clock_updates = self.clock()
+        clock_seconds, clock_updates = fields.clock()
         warmup, hold = self.updates("warmup", 0), self.updates("hold", 0)
         verdict = fields.word("verdict", model.VERDICT_STATES, "") or None
         category = fields.word("category", model.CATEGORIES, "collapse")
@@ -309,19 +309,6 @@ class _Builder:
             return None
         expr = self.scope.expression(body, where.inner(at, len(body)), self.problems, None)
         return Slot(expr, spec, otherwise or "unknown") if expr else None
-
-    def clock(self) -> tuple[float | None, int | None]:
-        """When to look: seconds between ticks, or updates between two looks while calm; at most one of them."""
-        clock = self.fields.inner("clock", ("seconds", "updates"))
-        if clock is None:
-            return None, None
-        seconds, updates = clock.get("seconds"), clock.get("updates")
-        if (seconds is None) == (updates is None):
-            self.fields.fail(self.fields.get("clock"), "E422", "'clock' must have either 'seconds' or 'updates'")
-            return None, None
-        if seconds is not None:
-            return clock.number("seconds", 1.0, 0.1, 86_400), None
-        return None, int(clock.number("updates", 1.0, 1, 1000))
 
     def sustain(self, key: str) -> Sustain | None:
         inner = self.fields.inner(key, ("hits", "of"), ("hits", "of"))

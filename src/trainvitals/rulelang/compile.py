@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trainvitals.events import labelled
 from trainvitals.rulelang import expr as ex
 from trainvitals.rulelang.expr import Expr, Node
+from trainvitals.rulelang.folding import choice, comparison, constant, fold, joined, junction_of, number, truth
 from trainvitals.rulelang.functions import FUNCTIONS
 from trainvitals.rulelang.generate import generate, generate_of
 from trainvitals.rulelang.kleene import (
     UNKNOWN,
     Absent,
     Arithmetic,
-    Choice,
-    Comparison,
     Const,
     Inverse,
-    Junction,
     Math,
     Negative,
     Read,
@@ -27,7 +26,6 @@ from trainvitals.rulelang.kleene import (
     canonical,
     evaluate,
     expires,
-    kind_of,
     parts,
 )
 from trainvitals.rulelang.kleene import Bound as Tree
@@ -106,6 +104,11 @@ class Bound:
     def constant(self) -> bool:
         """Whether the value is the same for the whole run."""
         return isinstance(self._tree, Const)
+
+    @property
+    def narrowest(self) -> float:
+        """The shortest look back of all that it reads, in updates; infinite when nothing in it changes by itself."""
+        return min((part.span for part in parts(self._tree) if isinstance(part, Read)), default=math.inf)
 
     @property
     def until(self) -> float:
@@ -230,17 +233,18 @@ class Binder:
         series = self._signal(name, context)
         if isinstance(series, Absent):
             return series
-        return Read(series.key, series.now, "number", 1.0, (series,))
+        span = math.inf if series.cadence_kind == "once" else 1.0
+        return Read(series.key, series.now, "number", 1.0, (series,), span)
 
     def _run(self, name: str) -> Tree:
         clock, run = self.store.clock, self.run
         if name == "step":
-            return Read("run.step", lambda: clock.step, "number", 1.0)
+            return Read("run.step", lambda: clock.step, "number", 1.0, span=math.inf)
         if name == "phase":
-            return Read("run.phase", lambda: run.phase, "string", 1.0)
+            return Read("run.phase", lambda: run.phase, "string", 1.0, span=math.inf)
         if name == "progress":
             total = run.total_steps
-            return Read("run.progress", lambda: min(1.0, clock.step / total), "number", 1.0) if total else UNKNOWN
+            return Read("run.progress", lambda: min(1.0, clock.step / total), "number", 1.0, span=math.inf) if total else UNKNOWN
         return constant(getattr(run, name))
 
     def _signal(self, name: str, context: _Context) -> Series | Absent:
@@ -289,13 +293,13 @@ class Binder:
         clock = self.store.clock
         text = f"{node.function}({series.key})"
         if node.function == "has":
-            return Read(text, lambda: bool(series.xs) and series.fresh(), "bool", 2.0, (series,))
+            return Read(text, lambda: bool(series.xs) and series.fresh(), "bool", 2.0, (series,), math.inf)
         if node.function == "age":
             return Read(text, lambda: float(clock.step - series.steps[-1]) if series.steps else None, "number", 2.0)
         if node.function == "is_finite":
-            return Read(text, lambda: None if not series.xs and series.bad_at < 0 else series.bad_at != series.total, "bool", 2.0, (series,))
+            return Read(text, lambda: None if not series.xs and series.bad_at < 0 else series.bad_at != series.total, "bool", 2.0, (series,), math.inf)
         updates = self._constant(node.keyword("updates"), context)
-        return Read(f"{node.function}({series.key}, updates={updates:g})", lambda: series.bad_within(updates), "number", 2.0)
+        return Read(f"{node.function}({series.key}, updates={updates:g})", lambda: series.bad_within(updates), "number", 2.0, span=math.inf)
 
     def _constant(self, node: Node | None, context: _Context, default: float = 0.0) -> float:
         """Number of a literal or parameter."""
@@ -325,7 +329,8 @@ class Binder:
                 advance()
                 return of()
 
-        return Read(window.key, value, "number", _WINDOW_COST.get(node.function, 5.0), (window.series,))
+        span = math.inf if node.function.startswith("frozen_") else length if axis == "updates" else 1.0
+        return Read(window.key, value, "number", _WINDOW_COST.get(node.function, 5.0), (window.series,), span)
 
     def _source(self, tree: Tree) -> tuple[Series, Callable[[], None] | None]:
         """The series of a signal, or one derived from an expression; with what must be called before it is read, if anything."""
@@ -386,89 +391,6 @@ def argument_text(node: Node) -> str:
     return node.name if isinstance(node, ex.Name) else node.value if isinstance(node, ex.Text) else ""
 
 
-def constant(value: object) -> Const:
-    """A configuration value or parameter as a constant; what is no number, bool or string is unknown."""
-    if isinstance(value, bool | str):
-        return Const(value)
-    if isinstance(value, int | float) and abs(value) < ex.MAX_NUMBER:
-        return Const(float(value))
-    return UNKNOWN
-
-
-def joined(trees: Sequence[Tree]) -> Absent:
-    """All that several absent trees lack."""
-    return Absent(tuple(sorted({name for tree in trees if isinstance(tree, Absent) for name in tree.signals})))
-
-
-def number(tree: Tree) -> Tree:
-    """The tree where a number is needed; a value of another type is unknown."""
-    return tree if isinstance(tree, Absent) or kind_of(tree) in ("number", "any") else UNKNOWN
-
-
-def truth(tree: Tree) -> Tree:
-    """The tree where a condition is needed; a value of another type is unknown."""
-    return tree if isinstance(tree, Absent) or kind_of(tree) in ("bool", "any") else UNKNOWN
-
-
-def fold(tree: Tree) -> Tree:
-    """Absent if a direct part is absent, a constant if all are constant, else the tree."""
-    below: tuple[Tree, ...]
-    match tree:
-        case Negative(operand) | Inverse(operand):
-            below = (operand,)
-        case Arithmetic(_, left, right) | Comparison(_, left, right):
-            below = (left, right)
-        case Math(_, args):
-            below = args
-        case _:
-            return tree
-    if any(isinstance(part, Absent) for part in below):
-        return joined(below)
-    if all(isinstance(part, Const) for part in below):
-        return Const(evaluate(tree))
-    return UNKNOWN if any(part == UNKNOWN for part in below) else tree
-
-
 def _plain(tree: Tree) -> Series | None:
     """The series whose newest value the tree is, if it is nothing else."""
     return tree.series[0] if isinstance(tree, Read) and len(tree.series) == 1 and tree.text == tree.series[0].key else None
-
-
-def comparison(op: str, left: Tree, right: Tree) -> Tree:
-    """A comparison; unknown when the types do not fit."""
-    tree = Comparison(op, left, right)
-    if isinstance(left, Absent) or isinstance(right, Absent):
-        return fold(tree)
-    one, other = kind_of(left), kind_of(right)
-    if "any" not in (one, other) and (one != other or (op not in ("==", "!=") and one != "number")):
-        return UNKNOWN
-    return fold(tree)
-
-
-def junction_of(op: str, terms: list[Tree]) -> Tree:
-    """``and``/``or`` with constants folded."""
-    decider = op == "or"
-    if any(isinstance(term, Const) and term.value is decider for term in terms):
-        return Const(decider)
-    left = [term for term in terms if not (isinstance(term, Const) and term.value is (not decider))]
-    if not left:
-        return Const(not decider)
-    if len(left) == 1 and (kind_of(left[0]) == "bool" or isinstance(left[0], Const)):
-        return left[0]
-    if all(isinstance(term, Const) for term in left):
-        return UNKNOWN
-    return Junction(op, tuple(left))
-
-
-def choice(condition: Tree, then: Tree, other: Tree) -> Tree:
-    """``then if condition else other`` with constants folded; branches of different types are unknown."""
-    if isinstance(condition, Absent):
-        return condition
-    if isinstance(condition, Const):
-        return UNKNOWN if condition.value is None else then if condition.value else other
-    if isinstance(then, Absent) and isinstance(other, Absent):
-        return joined((then, other))
-    # One branch may still decide: `a if has(x) else b` must not go dead because `a` reads what this run never emits.
-    then, other = (UNKNOWN if isinstance(branch, Absent) else branch for branch in (then, other))
-    kinds = {kind_of(then), kind_of(other)} - {"any"}
-    return Choice(condition, then, other) if len(kinds) == 1 else UNKNOWN

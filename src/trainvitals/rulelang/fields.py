@@ -165,6 +165,19 @@ class Fields:
             return None
         return Fields(node, self.problems, self.path(key))
 
+    def clock(self) -> tuple[float | None, int | None]:
+        """When to look: seconds between ticks, or updates between two looks while calm; at most one of them."""
+        clock = self.inner("clock", ("seconds", "updates"))
+        if clock is None:
+            return None, None
+        seconds, updates = clock.get("seconds"), clock.get("updates")
+        if (seconds is None) == (updates is None):
+            self.fail(clock.node, "E422", "'clock' must have either 'seconds' or 'updates'")
+            return None, None
+        if seconds is not None:
+            return clock.number("seconds", 1.0, 0.1, 86_400), None
+        return None, int(clock.number("updates", 1.0, 1, 1000))
+
     def items(self, key: str) -> tuple[Node, ...]:
         """The items of a list."""
         node = self.get(key)

@@ -35,6 +35,8 @@ class Read:
         kind: Type of the value.
         cost: Rough relative cost, to put cheap terms first.
         series: Series it depends on; a derived series is sampled when one of them has a new sample.
+        span: Updates that it looks back: the length of a window; 1 for a newest value, a time or another rule; infinite for
+            what only news changes (references that are fixed, presence, the run's own clock).
     """
 
     text: str
@@ -42,6 +44,7 @@ class Read:
     kind: Kind = "number"
     cost: float = 1.0
     series: tuple[Series, ...] = ()
+    span: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 A statistic over 30 updates hardly moves in one: 16 of 20 overlapping medians are about three independent votes
 (notes/rules.md section 6, 4). And what does move it shows first in the samples. So a calm rule (no hit, no open finding) is
-looked at every third part of the narrowest window of its condition, and besides, at every update, from the moment one of
+looked at every half of the narrowest window of its condition, and besides, at every update, from the moment one of
 its series leaves the band of its recent samples (`windows_series.BAND`) or gets a value that is not finite, for `AWAKE`
 updates. Only a change that stays within the band can be seen late, by at most `pace` - 1 updates. A rule with a hit or an
 open finding, and one that reads a signal directly, is looked at on every update. An author who knows that a condition on a
@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainvitals.events import SignalSpec
 from trainvitals.rulelang.expr import Binary, Call, Compare, Expr, If, Logic, Name, Negate, Node, Not, Num
 from trainvitals.rulelang.functions import FUNCTIONS
 from trainvitals.rulelang.windows_series import BAND
 
-SHARE = 1 / 3
-"""Part of the narrowest window that may pass between two looks."""
+SHARE = 1 / 2
+"""Part of the narrowest window that may pass between two looks: a median needs half a window to follow a change."""
 PACES = (20, 10, 5, 2)
 """Paces in use: each divides the ones above it, so that rules are looked at together and most updates pass without a look."""
 AWAKE = 3 * BAND // 2
@@ -27,28 +26,9 @@ AWAKE = 3 * BAND // 2
 every half `BAND`: a second spike while the band still holds the first would be no news."""
 
 
-def pace(expr: Expr, lets: Mapping[str, Expr], params: Mapping[str, float], catalogue: Mapping[str, SignalSpec]) -> int:
-    """Updates between two evaluations of a calm rule with this condition; 1 for every update."""
-    narrowest = _narrowest(expr.root, lets, params, catalogue)
+def pace(narrowest: float) -> int:
+    """Updates between two evaluations of a calm rule whose condition looks back this far at least (`Bound.narrowest`)."""
     return next((length for length in PACES if length <= narrowest * SHARE + 1e-9), 1)
-
-
-def _narrowest(node: Node, lets: Mapping[str, Expr], params: Mapping[str, float], catalogue: Mapping[str, SignalSpec]) -> float:
-    """Length in updates of the narrowest window below `node`; infinite where nothing in it changes."""
-    if isinstance(node, Name):
-        if node.name in lets:
-            return _narrowest(lets[node.name].root, lets, params, catalogue)
-        spec = None if node.name.startswith("run.") else catalogue.get(node.name)  # a clock is no news
-        return 1.0 if spec is not None and spec.cadence != "once" else float("inf")
-    if isinstance(node, Call):
-        family = FUNCTIONS[node.function].family
-        if family in {"time", "rule"}:
-            return 1.0
-        if family == "presence" or node.function.startswith("frozen_"):  # only a sample makes them true, and that one is news
-            return float("inf")
-        if family in {"window", "reference"}:
-            return _length(node, params)
-    return min((_narrowest(part, lets, params, catalogue) for part in _parts(node)), default=float("inf"))
 
 
 def _parts(node: Node) -> tuple[Node, ...]:

@@ -6,16 +6,14 @@ series. Memory is bounded: a series keeps what its longest window spans.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainvitals.events import Frame, SignalSpec, split_label
-from trainvitals.rulelang.windows_long import MAD_TO_SIGMA, Extreme, Ordered, Slope, Sums, median_deviation, quantile
+from trainvitals.rulelang.windows_derived import Derived, Elementwise, Frozen
+from trainvitals.rulelang.windows_long import Extreme, Ordered, Slope, Sums
 from trainvitals.rulelang.windows_series import BAND, KEEP, STALE_AFTER, Axis, Clock, Series
 from trainvitals.rulelang.windows_stats import (
-    MIN_SAMPLES,
-    MIN_SHARE,
     SHORT,
     Count,
     Delta,
@@ -28,156 +26,10 @@ from trainvitals.rulelang.windows_stats import (
     Window,
 )
 
-__all__ = ["KEEP", "STALE_AFTER", "Axis", "Clock", "Derived", "Frozen", "Series", "Store", "Window"]
+__all__ = ["KEEP", "STALE_AFTER", "Axis", "Clock", "Series", "Store", "Window"]
 
-_TRIM_EVERY = 256
+_TRIM_EVERY = 1024
 _REVIEW_BANDS = BAND // 2
-
-
-class Frozen:
-    """Median or spread of the samples of one stretch early in the run, fixed when the stretch is over.
-
-    The stretch is ``skip`` to ``skip + updates`` after the first update that the store saw. When it holds too few samples
-    at its end, it goes on until it holds 80 % of what the observed cadence promises, at least three.
-    """
-
-    __slots__ = ("_collected", "_result", "_taken", "key", "lo", "series", "skip", "updates", "what")
-
-    def __init__(self, what: str, key: str, series: Series, updates: float, skip: float) -> None:
-        self.what = what
-        self.key = key
-        self.series = series
-        self.updates = updates
-        self.skip = skip
-        self.lo = 0
-        self._taken = 0
-        self._collected: list[float] = []
-        self._result: float | None = None
-        series.windows.append(self)
-
-    def value(self) -> float | None:
-        """The reference; None until it is fixed. It never becomes stale."""
-        if self._result is None:
-            self.advance()
-        return self._result
-
-    def advance(self) -> None:
-        """Collect new samples; the last one of the stretch fixes the reference."""
-        series = self.series
-        xs, steps = series.xs, series.steps
-        start = (series.clock.origin or 0) + self.skip
-        end = start + self.updates
-        if self._result is None:
-            for index in range(self._taken - series.dropped, len(xs)):
-                if steps[index] > start:
-                    self._collected.append(xs[index])
-                    if steps[index] >= end and self._enough(series.dropped + index + 1):
-                        ordered = sorted(self._collected)
-                        self._result = quantile(ordered, 0.5) if self.what == "median" else MAD_TO_SIGMA * median_deviation(ordered)
-                        self._collected = []
-                        break
-        self._taken = series.dropped + len(xs)
-        self.lo = len(xs)
-
-    def _enough(self, count: int) -> bool:
-        cadence = self.series.cadence("updates", count) or 1.0
-        return len(self._collected) >= max(MIN_SAMPLES, math.ceil(MIN_SHARE * self.updates / cadence - 1e-9))
-
-    def shift(self, count: int) -> None:
-        """The series dropped samples; positions here count from the run's start."""
-
-    def rebuild(self) -> None:
-        """A late sample is not worth moving a reference."""
-        self._taken = self.series.total
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
-        return {"taken": self._taken, "collected": list(self._collected), "result": self._result}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self._taken, self._collected, self._result = state["taken"], list(state["collected"]), state["result"]
-        self.lo = len(self.series.xs)
-
-
-class Elementwise:
-    """A series whose samples are values of an expression of one other series, sample by sample; taken when somebody asks.
-
-    Samples of an update that is not closed yet wait, and of several in one update the last one counts, as for `Derived`.
-    """
-
-    __slots__ = ("_of", "_source", "lo", "series")
-
-    def __init__(self, series: Series, of: Callable[[float], float | bool | None], source: Series) -> None:
-        self.series = series
-        self.lo = 0
-        self._of = of
-        self._source = source
-        source.windows.append(self)
-
-    def advance(self) -> None:
-        """Take in every sample of the source up to the last closed update."""
-        series, of = self.series, self._of
-        xs, steps = self._source.xs, self._source.steps
-        size, closed = len(xs), self._source.clock.closed
-        plain = series.times is None and series.tokens is None
-        index = self.lo
-        while index < size and (step := steps[index]) <= closed:
-            x = xs[index]
-            index += 1
-            if index < size and steps[index] == step:
-                continue
-            value = of(x)
-            if value is not None and plain and (number := float(value)) - number == 0.0:
-                series.add(number)
-                series.mark(step)
-            else:
-                _take(series, value, int(step))
-        self.lo = index
-
-    def shift(self, count: int) -> None:
-        """The source dropped its oldest ``count`` samples."""
-        self.lo -= count
-
-    def rebuild(self) -> None:
-        """A late sample came before those taken; what was derived stays as it was said."""
-        self.lo += 1
-
-
-class Derived:
-    """A series whose samples are values of an expression, taken when an update closes and one of its inputs is new."""
-
-    __slots__ = ("inputs", "read", "seen", "series")
-
-    def __init__(self, series: Series, read: Callable[[], float | bool | None], inputs: Sequence[Series]) -> None:
-        self.series = series
-        self.read = read
-        self.inputs = tuple(inputs)
-        self.seen = -1
-
-    def sample(self, step: int) -> None:
-        """Take one sample."""
-        if self.inputs:
-            total = 0
-            for series in self.inputs:
-                total += series.dropped + len(series.xs)
-            if total == self.seen:
-                return
-            self.seen = total
-        _take(self.series, self.read(), step)
-
-
-def _take(series: Series, value: float | bool | None, step: int) -> None:
-    """Append a derived value; unknown gives no sample, one that is not finite is counted."""
-    if value is None:
-        return
-    number = float(value)
-    if number - number == 0.0:
-        series.add(number)
-        series.mark(step)
-        series.mark_wide()
-    else:
-        series.spoil(step)
 
 
 class Store:
@@ -313,7 +165,7 @@ class Store:
                 entry.seen = saved["seen"]
         return self._derived[key].series
 
-    def elementwise(self, key: str, of: Callable[[float], float | bool | None], source: Series) -> Elementwise:
+    def elementwise(self, key: str, of: Callable[[float], float | bool | str | None], source: Series) -> Elementwise:
         """The series of an expression of one other series; ``key`` is its canonical text."""
         if key not in self._elementwise:
             series = self._own[key] = Series(key, self.clock)

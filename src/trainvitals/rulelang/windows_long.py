@@ -191,50 +191,31 @@ class Ordered(Window):
         if self.seen == size:
             return
         xs, places, ordered = self._xs, self._places, self._sorted
-        skip, length = self.skip, self.length
         lo, hi = self.lo, self._hi
-        if places is not None and not skip and hi == size - 1:
-            insort(ordered, xs[hi])
-            oldest = places[hi] - length
-            while places[lo] <= oldest:
-                del ordered[bisect_left(ordered, xs[lo])]
-                lo += 1
-            self.lo, self._hi, self.seen = lo, size, size
-            self.count = count = size - lo
-            enough = count >= self._need if size < self._review and self._spanned else self.ready()
-            self._result = self.compute() if enough else None
-            return
-        if places is not None and skip and self.seen == size - 1:  # one new sample: at most a few enter and leave
-            newest = places[-1] - skip
-            while places[hi] <= newest:
-                insort(ordered, xs[hi])
-                hi += 1
-            oldest = newest - length
-            while lo < hi and places[lo] <= oldest:
-                del ordered[bisect_left(ordered, xs[lo])]
-                lo += 1
-            self.lo, self._hi, self.seen = lo, hi, size
-            self.count = count = hi - lo
-            enough = count >= self._need if size < self._review and self._spanned else self.ready()
-            self._result = self.compute() if enough else None
-            return
         if places is None:
-            now_hi = min(size, max(hi, size - int(skip)))
-            now_lo = min(now_hi, max(lo, size - int(skip + length)))
+            now_hi = min(size, max(hi, size - int(self.skip)))
+            now_lo = min(now_hi, max(lo, size - int(self.skip + self.length)))
+        elif self.skip:
+            now_hi = bisect_right(places, places[-1] - self.skip, hi)
+            now_lo = bisect_right(places, places[-1] - self.skip - self.length, lo, now_hi)
         else:
-            now_hi = bisect_right(places, places[-1] - skip, hi)
-            now_lo = bisect_right(places, places[-1] - skip - length, lo, now_hi)
-        if 4 * (now_hi - hi) > now_hi - now_lo:  # many at once: sorting anew costs less than moving each
-            ordered[:] = sorted(xs[now_lo:now_hi])
+            now_hi = size
+            now_lo = bisect_right(places, places[-1] - self.length, lo)
+        fresh = now_hi - hi
+        if fresh > 4 and 4 * fresh > now_hi - now_lo:  # many at once: sorting anew costs less than moving each
+            self._sorted = sorted(xs[now_lo:now_hi])
         else:
             for index in range(lo, min(now_lo, hi)):
                 del ordered[bisect_left(ordered, xs[index])]
-            ordered += xs[max(hi, now_lo) : now_hi]
-            ordered.sort()  # a sorted run and a few more: nearly linear
-        lo, hi = now_lo, now_hi
-        self.lo, self._hi, self.seen = lo, hi, size
-        self.count = hi - lo
-        self._result = self.compute() if self.ready() else None
+            if fresh == 1:
+                insort(ordered, xs[hi])
+            elif fresh:
+                ordered += xs[max(hi, now_lo) : now_hi]
+                ordered.sort()  # a sorted run and a few more: nearly linear
+        self.lo, self._hi, self.seen = now_lo, now_hi, size
+        self.count = count = now_hi - now_lo
+        enough = count >= self._need if size < self._review and self._spanned else self.ready()
+        self._result = self.compute() if enough else None
 
     def compute(self) -> float | None:
         ordered = self._sorted

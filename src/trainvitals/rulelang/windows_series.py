@@ -16,12 +16,14 @@ STALE_AFTER = 3
 """A signal is stale when this many of its own observed cadences passed without a sample (notes/rules.md 9.4)."""
 _REVIEW = 16
 """Cadence is observed anew every so many samples, counted from the run's first, so that it never depends on who asked when."""
+_SETTLED = 64
+"""From this many samples on it is observed every so many: how often a trainer logs hardly ever changes."""
 BAND = 32
-"""Samples whose range, widened by half of itself on each side, is the band in which a series is called calm.
-
-A Gaussian series leaves it about once in 30,000 samples (the range of 32 is about 4.1 sigma, the band about 8.2); one that
-drifts evenly does not leave it before the next review; a jump, a spike or the first value that is not finite does at once.
-"""
+"""Samples whose range makes the band in which a series is called calm."""
+MARGIN = 0.75
+"""The range is widened by this much of itself on each side. White Gaussian noise then leaves the band about once in 36,000
+samples (simulated: tests/rulelang/test_windows.py); a series that drifts evenly does not leave it before the next review; a
+jump, a spike or the first value that is not finite does so at once."""
 _KNOWN = 8
 """Samples that a series must have before it has a band: before that every sample is news."""
 
@@ -66,7 +68,7 @@ class Series:
         dropped: Samples seen before ``xs[0]``.
     """
 
-    __slots__ = ("_cadences", "_horizon", "_horizon_until", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "key", "low", "mark", "nonfinite", "steps", "times", "tokens", "windows", "xs")
+    __slots__ = ("_cadences", "_horizon", "_horizon_until", "_observed", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "key", "low", "mark", "nonfinite", "steps", "times", "tokens", "windows", "xs")
 
     def __init__(self, key: str, clock: Clock, cadence_kind: str = "update") -> None:
         self.key = key
@@ -78,6 +80,7 @@ class Series:
         self.tokens: list[float] | None = None
         self.first: dict[str, float] = {}
         self._cadences: dict[str, tuple[int, float | None]] = {}  # windows of one series ask for the same moment
+        self._observed: dict[str, tuple[int, float | None]] = {}
         self.dropped = 0
         self.low, self.high = math.inf, -math.inf
         self.nonfinite = 0
@@ -118,11 +121,11 @@ class Series:
     def review_band(self) -> None:
         """Set the band by the newest `BAND` samples; the store calls it every `BAND / 2` updates."""
         xs = self.xs
-        if len(xs) < _KNOWN:
+        if len(xs) < _KNOWN or self.low == self.high == xs[-1]:
             return
         recent = xs[-BAND:]
         low, high = min(recent), max(recent)
-        margin = 0.5 * (high - low)
+        margin = MARGIN * (high - low)
         self.low, self.high = low - margin, high + margin
 
     def spoil(self, step: int) -> None:
@@ -149,6 +152,8 @@ class Series:
         if known is not None and known[0] == at:
             return known[1]
         end = at - self.dropped
+        if end > _REVIEW and (gap := places[end - 1] - places[end - 2]) > 0 and places[end - 1] - places[end - 1 - _REVIEW] == _REVIEW * gap:
+            return gap  # evenly spaced, as nearly always
         part = places[max(0, end - _REVIEW - 1) : end]
         gaps = sorted(map(sub, part[1:], part))
         none = bisect_right(gaps, 0.0)  # samples at one position have no distance
@@ -156,12 +161,21 @@ class Series:
         self._cadences[axis] = (at, result)
         return result
 
+    def observed(self, axis: Axis) -> tuple[int, float | None]:
+        """The cadence in force now, and the sample count in the whole run from which on it must be observed anew."""
+        known = self._observed.get(axis)
+        if known is None or self.total >= known[0]:
+            at, until = self.reviewed(self.total)
+            known = self._observed[axis] = (until, self.cadence(axis, at))
+        return known
+
     def reviewed(self, count: int) -> tuple[int, int]:
         """The sample count at which the cadence in force after ``count`` samples was observed, and the next such count."""
         if count < _REVIEW:
             return count, count + 1
-        at = count // _REVIEW * _REVIEW
-        return at, at + _REVIEW
+        every = _REVIEW if count < _SETTLED else _SETTLED
+        at = count // every * every
+        return at, at + every
 
     def fresh(self) -> bool:
         """Whether the latest finite sample is younger than three cadences. Needs at least one sample."""
@@ -212,6 +226,7 @@ class Series:
         for window in self.windows:
             window.advance()
         self._cadences.clear()
+        self._observed.clear()
         self.xs.insert(at, value)
         self.steps.insert(at, step)
         for axis in (self.times, self.tokens):
@@ -273,4 +288,5 @@ class Series:
         self.bad_steps = list(state["bad_steps"])
         self.low, self.high = state["band"] or (math.inf, -math.inf)
         self._cadences.clear()
+        self._observed.clear()
         self._horizon_until = 0

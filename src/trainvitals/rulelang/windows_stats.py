@@ -38,7 +38,7 @@ class Window:
         too_coarse: The length is below three observed cadences, so it can never hold three samples.
     """
 
-    __slots__ = ("_axis", "_clock", "_guard", "_need", "_places", "_result", "_review", "_spanned", "_steps", "_xs", "count", "key", "length", "lo", "seen", "series", "skip", "too_coarse")
+    __slots__ = ("_axis", "_cadence", "_clock", "_guard", "_need", "_places", "_result", "_review", "_spanned", "_steps", "_xs", "count", "key", "length", "lo", "seen", "series", "skip", "too_coarse")
 
     def __init__(self, key: str, series: Series, axis: Axis, length: float, skip: float = 0) -> None:
         self.key = key
@@ -55,6 +55,7 @@ class Window:
         self._steps = series.steps
         self._places = series.positions(axis)
         self._need = math.inf
+        self._cadence: float | None = None
         self._review = 0
         self._guard = 0
         self._spanned = False
@@ -115,18 +116,15 @@ class Window:
         return True
 
     def _observe_cadence(self) -> None:
-        series = self.series
-        at, then = series.reviewed(series.dropped + self.seen)
-        self._review = then - series.dropped
         if self._axis == "points":
-            self._need = self.length
+            self._review, self._need = self.series.reviewed(self.series.total)[1] - self.series.dropped, self.length
             return
-        cadence = series.cadence(self._axis, at)
-        if cadence is None:
-            self._need = math.inf
-            return
-        self._need = max(MIN_SAMPLES, math.ceil(MIN_SHARE * self.length / cadence - 1e-9))
-        self.too_coarse = self.length < MIN_SAMPLES * cadence
+        until, cadence = self.series.observed(self._axis)
+        self._review = until - self.series.dropped
+        if cadence != self._cadence or cadence is None:
+            self._cadence = cadence
+            self._need = math.inf if cadence is None else max(MIN_SAMPLES, math.ceil(MIN_SHARE * self.length / cadence - 1e-9))
+            self.too_coarse = cadence is not None and self.length < MIN_SAMPLES * cadence
 
     def shift(self, count: int) -> None:
         """The series dropped its oldest ``count`` samples."""
@@ -302,7 +300,7 @@ class ShortSlope(Short):
         if count < 2 or spread <= 0.0:
             return None
         mean = sum(values) / count  # centred, so that a large level does not eat the digits of a small slope
-        return sum(map(mul, times, [value - mean for value in values])) / spread
+        return float(sum(map(mul, times, [value - mean for value in values])) / spread)
 
 
 class Delta(Window):

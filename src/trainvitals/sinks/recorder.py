@@ -17,13 +17,13 @@ from trainvitals.sinks.encode import dumps, encode_record, is_secret, plain, rfc
 Write = Callable[..., None]
 
 
-def run_start_record(item: RunStart, *, version: str, rules_digest: str, resumed_from: int | None) -> RunStartRecord:
+def run_start_record(item: RunStart, *, version: str, rules_digest: str) -> RunStartRecord:
     """The record of a `RunStart`; its configuration is expected to be safe already."""
     return RunStartRecord(
         ts=rfc3339(item.time),
         run=item.run_id,
         rank=item.rank,
-        step=resumed_from,
+        step=item.resumed_from,
         trainer=item.trainer,
         framework=item.framework,
         framework_version=item.framework_version,
@@ -33,7 +33,8 @@ def run_start_record(item: RunStart, *, version: str, rules_digest: str, resumed
         total_steps=item.total_steps,
         world_size=item.world_size,
         emits=None if item.emits is None else sorted(item.emits),
-        resumed_from=resumed_from,
+        resumed_from=item.resumed_from,
+        carried=item.carried,
     )
 
 
@@ -75,7 +76,7 @@ class Recorder:
         elif isinstance(item, RunStart):
             self.run, self.rank = item.run_id, item.rank
             self._record(
-                run_start_record(item, version=self._version, rules_digest=self._rules_digest, resumed_from=self.resumed_from)
+                run_start_record(item, version=self._version, rules_digest=self._rules_digest)
             )
         elif isinstance(item, Boundary):
             self._signal(item.step, "boundary", item.time, {"what": item.what, "detail": safe_scalars(item.detail)})
