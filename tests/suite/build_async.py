@@ -112,7 +112,7 @@ class Sampler:
             self.metrics_queue.put({"rollout/backpressure_s": time.monotonic() - self._blocked_since})
             self._blocked_since = None
         groups = -(-count // GROUP)
-        for sample in self.sample(groups):
+        for sample in self.sample(groups) if groups else ():
             try:
                 self.rollout_buffer.put_nowait(sample)
             except queue.Full:  # TRL's worker waits; here the rest of the group is lost and the time until room is noted

@@ -20,6 +20,8 @@ PAIRS = (*REFERENCED, *FREE, "nash_md")
 """Trainers that compare chosen with rejected responses."""
 SUMMED = ("dpo", "kto", "bco", "cpo", "tpo", "online_dpo")
 """Trainers that log the log-probability summed over a response."""
+TAUGHT = ("gkd", "distillation", "gold", "iw_opd")
+"""Trainers with a teacher of its own; attached GOLD and IW-OPD call themselves `gkd`."""
 SCORED = ("ppo", "online_dpo", "xpo", "nash_md")
 """Trainers whose names start with `objective/`."""
 
@@ -146,14 +148,26 @@ _PREFERENCE: tuple[Entry, ...] = (
 
 _SUPERVISED: tuple[Entry, ...] = (
     Entry("mean_token_accuracy", "token.accuracy", note="0.0 on a batch without any label in 1.16"),
-    Entry("on_policy_loss", "", trainers=("distillation", "gold", "iw_opd"), note="GOLD rounds to 4 decimals"),
-    Entry("off_policy_loss", "", trainers=("distillation", "gold", "iw_opd")),
-    Entry("matched_loss", "", trainers=("gold",)),
-    Entry("unmatched_loss", "", trainers=("gold",)),
-    Entry("iw_opd/<rest>", "", trainers=("iw_opd",)),
-    Entry("completions/on_policy_<rest>", ""),
-    Entry("completions/off_policy_<rest>", ""),
-    Entry("self_distillation/distillation_loss", "distill.divergence", trainers=("sdft", "sdpo")),
+    Entry("on_policy_loss", "distill.on_policy_loss", trainers=TAUGHT, note="GOLD rounds to 4 decimals"),
+    Entry("off_policy_loss", "distill.off_policy_loss", trainers=TAUGHT),
+    Entry("matched_loss", "distill.matched_loss", trainers=TAUGHT, note="GOLD with use_uld_loss"),
+    Entry("unmatched_loss", "distill.unmatched_loss", trainers=TAUGHT, note="GOLD with use_uld_loss"),
+    Entry("iw_opd/mean_abs_advantage", "distill.logp_gap", note="local rank only"),
+    Entry("iw_opd/<rest>", "", note="weights between 1 and 1 + gamma by position, and their mean times the gap; local rank only"),
+    Entry("completions/on_policy_mean_length", "completion.length_mean", note="IW-OPD"),
+    Entry("completions/on_policy_min_length", "completion.length_min", note="IW-OPD"),
+    Entry("completions/on_policy_max_length", "completion.length_max", note="IW-OPD"),
+    Entry("completions/off_policy_<rest>", "", note="lengths of the data set's answers"),
+    Entry("self_distillation/distillation_loss", "distill.divergence", trainers=("sdft",), note="a policy gradient and no divergence with sampled_token"),
+    Entry("self_distillation/distillation_loss", "", trainers=("sdpo",), note="by default a policy gradient: negative, and no divergence"),
+    Entry("self_distillation/policy_loss", "", trainers=("sdpo",), note="the other part of the loss"),
+    Entry("self_distillation/server_logprob_abs_diff", "distill.logp_gap", trainers=("sdft", "sdpo")),
+    Entry("self_distillation/success_group_fraction", "distill.success_group_fraction", trainers=("sdpo",)),
+    Entry("self_distillation/success_sample_fraction", "distill.success_sample_fraction", trainers=("sdpo",)),
+    Entry("self_distillation/feedback_available_fraction", "distill.feedback_fraction", trainers=("sdpo",)),
+    Entry("self_distillation/feedback_used_fraction", "distill.feedback_used_fraction", trainers=("sdpo",)),
+    Entry("self_distillation/reprompt_sample_fraction", "distill.active_fraction", trainers=("sdpo",)),
+    Entry("self_distillation/rewards/<component>", "reward.component_mean", trainers=("sdpo",)),
     Entry("self_distillation/reward_mean", "reward.mean", trainers=("sdpo",)),
     Entry("self_distillation/reward_std", "reward.std", trainers=("sdpo",)),
     Entry("self_distillation/reward_min", "reward.min", trainers=("sdpo",)),
@@ -162,7 +176,9 @@ _SUPERVISED: tuple[Entry, ...] = (
     Entry("self_distillation/flat_group_fraction", "reward.group_zero_std_fraction", trainers=("sdpo",)),
     Entry("self_distillation/<rest>", ""),
     Entry("sdft/<rest>", "", note="the same value as self_distillation/distillation_loss"),
-    Entry("ssd/<rest>", ""),
+    Entry("sdpo/<rest>", "", note="the same value as self_distillation/distillation_loss"),
+    Entry("ssd/active_sample_ratio", "distill.active_fraction", note="completions that the filter for stubs kept"),
+    Entry("ssd/cross_entropy_loss", "", note="the loss itself"),
 )
 
 _OBJECTIVE: tuple[Entry, ...] = (
