@@ -1,4 +1,5 @@
-"""Write the generated pages: docs/rules/<id>.md, docs/rules/index.md, docs/signals.md, docs/cli.md, docs/rule-functions.md.
+"""Write the generated pages: docs/rules/<id>.md, docs/rules/index.md, docs/signals.md, docs/cli.md,
+docs/rule-functions.md, docs/matrix.md.
 
 ``--check`` writes nothing and fails when a page is stale, missing or left over. The rule pages come from the rule files alone,
 the signal page from the catalogue and the name tables, the command page from the parser: nothing is written twice by hand.
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import matrix
 import yaml
 
 from trainvitals import cli
@@ -72,6 +74,7 @@ def pages() -> dict[Path, str]:
     out[DOCS / "signals.md"] = signal_page(rules)
     out[DOCS / "cli.md"] = cli_page()
     out[DOCS / "rule-functions.md"] = function_page()
+    out[DOCS / "matrix.md"] = matrix.page(ROOT / "tests" / "suite" / "seen", NOTICE)
     return out
 
 
@@ -150,8 +153,10 @@ def condition(rule: dict[str, Any]) -> str:
         lines.append(f"unless      {name}: {flat(text)}")
     if rule.get("warmup"):
         lines.append(f"warm-up     {rule['warmup']['updates']} updates")
-    if rule.get("clock"):
-        lines.append(f"clock       every {rule['clock']['seconds']} s, without waiting for an update")
+    if seconds := rule.get("clock", {}).get("seconds"):
+        lines.append(f"clock       every {seconds} s, without waiting for an update")
+    if updates := rule.get("clock", {}).get("updates"):
+        lines.append(f"clock       every {updates} updates while its signals stay in the band of their recent samples")
     if rule.get("for_each"):
         lines.append(f"for each    {rule['for_each']}")
     extra = []
