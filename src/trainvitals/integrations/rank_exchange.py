@@ -24,7 +24,7 @@ from typing import Any
 TRAINING, ENDED, FAILED = 0, 2, 3
 """What a rank says it is doing."""
 
-PAUSE = 0.2
+PAUSE = 0.05
 """Seconds between two rounds of the thread at the least: steps that are faster share a round."""
 BEAT = 5.0
 """Seconds after which a rank repeats itself although no step ended: how a hang is told from a long step."""

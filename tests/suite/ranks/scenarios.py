@@ -180,7 +180,7 @@ FAULTS: dict[str, Any] = {
     "slow": lambda trainer: slow(trainer, 2, 0.15),
     "nan": lambda trainer: nan(trainer, 3, 12),
     "drift": lambda trainer: drift(trainer, 1, 8),
-    "hang": lambda trainer: hang(trainer, 2, 8, 11.0),
+    "hang": lambda trainer: hang(trainer, 1, 8, 11.0),
     "run_out": lambda trainer: run_out(trainer, 1, 6),
     "slow1": lambda trainer: slow(trainer, 1, 0.15),
     "nan1": lambda trainer: nan(trainer, 1, 12),
@@ -190,7 +190,7 @@ FAULTS: dict[str, Any] = {
     "killed": lambda trainer: trainer.add_callback(At(lambda model: RANK == 1 and os.kill(os.getpid(), signal.SIGKILL), 10)),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "healthy": {"max_steps": 40},
+    "healthy": {"max_steps": 30},
     "accumulate": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.0, "max_steps": 8},
     "only_rank_0": {"max_steps": 8},
     "off": {"max_steps": 4},
