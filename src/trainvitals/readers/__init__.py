@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainvitals.names import Mapper
-from trainvitals.readers import console, metrics_jsonl, own, trainer_state
+from trainvitals.readers import console, metrics_jsonl, other_ranks, own, trainer_state
 from trainvitals.readers.rows import Recording
 from trainvitals.readers.source import InputError, read_text
 
@@ -45,6 +45,8 @@ def read(
     reader = {"own": own.read, "trainer_state": trainer_state.read, "jsonl": metrics_jsonl.read, "console": console.read}
     recording = reader[format or detect_format(text)](text, name, mapper)
     recording.notes[:0] = notes
+    if recording.format == "own":
+        recording.notes += other_ranks.notes(name)
     return recording
 
 
