@@ -105,7 +105,7 @@ def test_activations_that_overflow_float16(tmp_path, observe):
         with torch.no_grad():
             for part in (model.model.layers[0].mlp.up_proj, model.model.layers[0].mlp.down_proj):
                 part.weight.mul_(2000)
-        made = build.sft(str(tmp_path / folder), model=model, **{**CALM, "learning_rate": 1e-4})
+        made = build.sft(str(tmp_path / folder), model=model, **{**CALM, "learning_rate": 1e-4, "max_steps": 12, "per_device_train_batch_size": 2})
         made.compute_loss_context_manager = lambda: torch.autocast("cpu", dtype=dtype)
         return made
 
@@ -125,11 +125,11 @@ def test_a_model_that_memorises_its_data(tmp_path, observe):
         ask = [[{"role": "user", "content": text}] for text in tiny.questions(16)]
         return [{"prompt": one, "completion": [{"role": "assistant", "content": word()}]} for one in ask]
 
-    settings = {**CALM, "learning_rate": 3e-3, "max_steps": 110, "eval_strategy": "steps", "eval_steps": 10}
+    settings = {**CALM, "learning_rate": 3e-3, "max_steps": 100, "eval_strategy": "steps", "eval_steps": 10}
     model = tiny.policy(tiny.tokenizer())
     patient = observe(build.sft(str(tmp_path / "fault"), model=model, rows=answers(1), held_out=answers(2), **settings))
     line = headline(patient, "overfitting")
-    assert 40 <= patient.loud["overfitting"] <= 110
+    assert 40 <= patient.loud["overfitting"] <= 100
     assert "the model is memorising its data. Go back to the checkpoint of the best held-out loss" in line
     assert patient.monitor.verdict.state == "over_optimizing"
     rows = build.completions()
