@@ -50,8 +50,9 @@ def start(tmp_path: Path) -> Any:
 
     yield call
     for child in children:
-        child.kill()
-        child.wait()
+        if child.poll() is None:
+            child.terminate()  # which is passed on: a SIGKILL would leave the training behind
+            child.wait(60)
 
 
 def script(folder: Path, body: str, kind: str = "sft", **settings: Any) -> Path:
@@ -134,7 +135,7 @@ def test_the_trl_command_is_attached(tmp_path: Path, start: Any, kind: str) -> N
     from trainvitals.integrations import tiny
 
     vocabulary = tiny.tokenizer()
-    tiny.policy(vocabulary).save_pretrained(tmp_path / "tiny-model")
+    tiny.model(vocabulary).save_pretrained(tmp_path / "tiny-model")
     vocabulary.save_pretrained(tmp_path / "tiny-model")
     rows = tiny.dialogues() if kind == "sft" else tiny.prompts()
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
