@@ -17,7 +17,7 @@ from trainvitals.integrations import tiny
 from trainvitals.integrations.moe import routers_of
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
-_MIXTURES: dict[tuple[str, int, int], Any] = {}
+_MIXTURES: dict[tuple[str, int, int, int], Any] = {}
 
 
 def lora(rank: int = 4, **changes: Any) -> LoraConfig:
@@ -26,9 +26,9 @@ def lora(rank: int = 4, **changes: Any) -> LoraConfig:
     return LoraConfig(**{**settings, **changes})
 
 
-def mixture(vocabulary: Any, kind: str = "qwen3_moe", *, experts: int = 4, top_k: int = 2) -> Any:
-    """A pretrained 2-layer mixture of experts of width 64, made once per process and copied from then on."""
-    key = (kind, experts, top_k)
+def mixture(vocabulary: Any, kind: str = "qwen3_moe", *, experts: int = 4, top_k: int = 2, steps: int = 80) -> Any:
+    """A 2-layer mixture of experts of width 64, pretrained for `steps`, made once per process and copied from then on."""
+    key = (kind, experts, top_k, steps)
     if key not in _MIXTURES:
         torch.manual_seed(0)
         shared: dict[str, Any] = {
@@ -44,7 +44,7 @@ def mixture(vocabulary: Any, kind: str = "qwen3_moe", *, experts: int = 4, top_k
         model = AutoModelForCausalLM.from_config(config)
         model.generation_config.eos_token_id = vocabulary.eos_token_id
         model.generation_config.pad_token_id = vocabulary.pad_token_id
-        _MIXTURES[key] = _balanced(tiny.pretrain(model, vocabulary, steps=80), vocabulary)
+        _MIXTURES[key] = _balanced(tiny.pretrain(model, vocabulary, steps=steps), vocabulary)
     return copy.deepcopy(_MIXTURES[key])
 
 
@@ -110,7 +110,15 @@ def sft(output_dir: str, *, model: Any = None, peft: Any = None, callbacks: Sequ
     )
 
 
-def grpo(output_dir: str, *, model: Any = None, peft: Any = None, callbacks: Sequence[Any] = (), reward: Any = tiny.vowels, **changes: Any) -> Any:
+def grpo(
+    output_dir: str,
+    *,
+    model: Any = None,
+    peft: Any = None,
+    callbacks: Sequence[Any] = (),
+    reward: Any = tiny.vowels,
+    **changes: Any,
+) -> Any:
     """GRPO on the vowel task; without `model` the tiny policy."""
     vocabulary = tiny.tokenizer()
     if model is not None and hasattr(model.config, "output_router_logits"):

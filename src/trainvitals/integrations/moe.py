@@ -98,7 +98,9 @@ def _outputs(module: Any) -> int:
 
 
 def _top_k(router: Any, block: Any, config: Any) -> int:
-    found = [getattr(owner, name, None) for owner in (router, block, config) for name in ("top_k", "num_experts_per_tok")]
+    # A configuration's own top_k is that of sampling, 50.
+    places = ((router, "top_k"), (block, "top_k"), (config, "num_experts_per_tok"), (config, "moe_k"))
+    found = [getattr(owner, name, None) for owner, name in places]
     return next((value for value in found if isinstance(value, int) and value > 0), 1)
 
 
