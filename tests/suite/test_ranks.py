@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import statistics
 import struct
 import sys
 import threading
 import time
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +29,8 @@ from trainvitals.integrations.rank_exchange import (
     Exchange,
     Post,
     Row,
+    all_lags,
     exhausted,
-    lag,
     pack,
     standing_signals,
     step_signals,
@@ -62,11 +64,19 @@ def test_a_post_survives_the_way():
     [((1.0, 4.0), 1, 0.3), ((1.0, 4.0), 0, 0.0), ((1.0, 1.0, 1.0, 3.0), 3, 0.2), ((1.0, 2.0, 9.0), 2, 0.75), ((0.0, 99.0), 1, 1.0), ((1.0,), 0, 0.0)],
 )
 def test_a_rank_lags_by_its_own_time_beyond_the_others(own, rank, expected):
-    assert lag(rank, rows(*own)) == pytest.approx(expected)
+    assert all_lags(rows(*own))[rank] == pytest.approx(expected)
+
+
+def test_lags_are_those_of_the_plain_definition():
+    random = Random(1)
+    for count in (2, 3, 4, 5, 8, 9):
+        own = [random.choice([0.5, 1.0, random.random()]) for _ in range(count)]
+        plain = {rank: max(0.0, (mine - statistics.median(own[:rank] + own[rank + 1 :])) / 10) for rank, mine in enumerate(own)}
+        assert all_lags(rows(*own)) == pytest.approx(plain)
 
 
 def test_a_step_without_time_has_no_lag():
-    assert lag(1, rows(0.0, 1.0, seconds=0.0)) == 0.0
+    assert all_lags(rows(0.0, 1.0, seconds=0.0)) == {0: 0.0, 1: 0.0}
 
 
 def test_one_rank_has_nobody_to_be_compared_with():

@@ -10,6 +10,7 @@ All traffic is in one daemon thread per process with its own connection; the tra
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 import struct
@@ -28,6 +29,8 @@ PAUSE = 0.05
 """Seconds between two rounds of the thread at the least: steps that are faster share a round."""
 BEAT = 5.0
 """Seconds after which a rank repeats itself although no step ended: how a hang is told from a long step."""
+LOOK = 0.3
+"""Seconds between two looks for ranks that have not spoken yet; some may never do."""
 KEEP_SECONDS, KEEP_ROWS = 2.0, 64
 """A post repeats this much of the past, so that a reader that comes late by a round or two misses nothing."""
 MANY = 64
@@ -114,7 +117,7 @@ def step_signals(rows: Mapping[int, Row]) -> dict[str, float]:
     losses = {rank: row.loss for rank, row in rows.items() if row.loss is not None}
     some_finite = any(math.isfinite(loss) for loss in losses.values())
     weights = {rank: row.weights for rank, row in rows.items() if row.weights is not None}
-    lags = {rank: lag(rank, rows) for rank in rows}
+    lags = all_lags(rows)
     shown = shown_ranks(rows, lags)
     for rank in shown:
         row = rows[rank]
@@ -142,13 +145,20 @@ def shown_ranks(rows: Mapping[int, Row], lags: Mapping[int, float]) -> list[int]
     return sorted({*bad[:MANY], *slow})
 
 
-def lag(rank: int, rows: Mapping[int, Row]) -> float:
-    """Share of the step for which the others wait for this rank: its own time beyond the median of the others', over the step."""
-    row = rows[rank]
-    others = [other.own for key, other in rows.items() if key != rank]
-    if not row.seconds > 0 or not others:
-        return 0.0
-    return min(1.0, max(0.0, (row.own - statistics.median(others)) / row.seconds))
+def all_lags(rows: Mapping[int, Row]) -> dict[int, float]:
+    """Share of the step for which the others wait for each rank: its own time beyond the median of the others', over the step."""
+    order = sorted(row.own for row in rows.values())
+    others = len(order) - 1
+    lags = {}
+    for rank, row in rows.items():
+        if not row.seconds > 0 or not others:
+            lags[rank] = 0.0
+            continue
+        place = bisect.bisect_left(order, row.own)  # the median of the list without this place, without making the list
+        low, high = (others - 1) // 2, others // 2
+        median = (order[low + (low >= place)] + order[high + (high >= place)]) / 2
+        lags[rank] = min(1.0, max(0.0, (row.own - median) / row.seconds))
+    return lags
 
 
 def exhausted(posts: Mapping[int, Post]) -> set[int]:
@@ -220,6 +230,7 @@ class Exchange:
         self._history: dict[int, dict[int, Row]] = {}
         self._given = 0
         self._heard: dict[int, float] = {}
+        self._look_at = -math.inf
         self._lock = threading.Lock()
         self._wake, self._stop, self._done = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="trainvitals-ranks", daemon=True)
@@ -308,14 +319,18 @@ class Exchange:
 
     def _read(self, store: Any) -> None:
         """Everybody's newest post; one that was never made is asked for without waiting."""
-        for rank in range(self.world):
-            key = f"{self._prefix}/{rank}"
-            if rank == self.rank or not (rank in self.posts or store.check([key])):
-                continue
-            post = unpack(store.get(key))
+        now = time.monotonic()
+        known = [rank for rank in self.posts if rank != self.rank]
+        if now >= self._look_at:
+            self._look_at = now + LOOK
+            known += [rank for rank in range(self.world) if rank not in self.posts and store.check([f"{self._prefix}/{rank}"])]
+        keys = [f"{self._prefix}/{rank}" for rank in known]
+        many = getattr(store, "has_extended_api", lambda: False)()
+        for rank, data in zip(known, store.multi_get(keys) if many and keys else map(store.get, keys), strict=True):
+            post = unpack(data)
             with self._lock:
-                known = self.posts.get(rank)
-                if known is None or known.beats != post.beats:
+                before = self.posts.get(rank)
+                if before is None or before.beats != post.beats:
                     self._heard[rank] = time.monotonic()
                 self.posts[rank] = post
                 for row in post.rows:
