@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,20 +238,14 @@ def import_time() -> list[Result]:
     ]
 
 
-def training(quick: bool) -> list[Result]:
-    """CPU time of a step of a real GRPO run with and without `attach`, alternating runs of the same seed."""
-    from tests.benchmarks.training import step_seconds
+def training(quick: bool) -> Iterator[Result]:
+    """CPU time of a step of real training with and without `attach`, for every trainer of the suite; quick: GRPO alone."""
+    from tests.benchmarks.training import costs
 
-    plain: list[float] = []
-    watched: list[float] = []
-    step_seconds(attached=False, steps=15)  # imports and caches
-    for _ in range(1 if quick else 6):
-        for attached in (False, True) if len(plain) % 2 else (True, False):
-            (watched if attached else plain).append(statistics.median(step_seconds(attached=attached)))
-    a, b = statistics.median(plain), statistics.median(watched)
-    ratio = statistics.median(after / before for after, before in zip(watched, plain, strict=True))
-    note = f"{a * 1e3:.1f} ms, with attach {b * 1e3:.1f} ms; {len(plain)} alternating pairs of runs of a tiny model"
-    return [Result("CPU time of a step of a real GRPO run with `attach` / without", f"{ratio:.3f}", "", None, note)]
+    for cost in costs(["grpo"] if quick else [], pairs=1 if quick else 3):
+        before, after = statistics.median(cost.plain), statistics.median(cost.watched)
+        note = f"{before * 1e3:.1f} ms, with attach {after * 1e3:.1f} ms; runs without differ by up to {cost.noise:.1%}; own time {cost.own * 1e3:.2f} ms a step"
+        yield Result(f"CPU time of a step of {cost.trainer} with `attach` / without", f"{cost.ratio:.3f}", "", None, note)
 
 
 def table(results: list[Result]) -> str:
@@ -275,9 +269,9 @@ Measured with Python {python}, {cores} cores, {when}. A goal that was missed say
 
 How each is measured is in `tests/benchmarks/bench.py`. The cost of a step is the whole way of a row: the name table, the
 bus, the windows and every stable rule; writing the JSONL record is not in it, nor is it in the other two. `check` and
-`--help` include starting Python. The training run is a two-layer model on a CPU, where a step takes a
-few dozen milliseconds: the least favourable case for us, since the cost per step does not depend on the model except for
-reading its tensors.
+`--help` include starting Python. The trainings are of two-layer models on a CPU, where a step takes some tens of
+milliseconds: the least favourable case for us, since our time per step (own time: hooks, callback, records, rules) hardly depends on
+the model. Runs with and without `attach` take turns; `python -m tests.benchmarks.training dpo` measures one trainer.
 """
 
 
@@ -292,7 +286,7 @@ def main() -> int:
     if args.memory:
         memory_child(args.memory)
         return 0
-    parts: list[Callable[[], list[Result]]] = [
+    parts: list[Callable[[], Iterable[Result]]] = [
         lambda: step_cost(args.quick),
         lambda: memory(args.quick),
         lambda: check_speed(args.quick),
