@@ -13,7 +13,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trainvitals.integrations import tiny
 
@@ -130,21 +131,62 @@ def bco(output_dir: str, *, callbacks: Sequence[Any] = (), data: Any = None, **c
     return _offline(trainer, config, output_dir, data or examples(), callbacks, changes)
 
 
-def _online(names: tuple[str, str, str], output_dir: str, reward: Any, callbacks: Sequence[Any], changes: dict[str, Any]) -> Any:
+def _online(names: tuple[str, str, str], output_dir: str, reward: Any, callbacks: Sequence[Any], changes: dict[str, Any], **more: Any) -> Any:
     config, trainer = experimental(*names)
     vocabulary = tiny.tokenizer()
     vocabulary.padding_side = "left"
     settings = tiny.arguments(output_dir, **{"max_new_tokens": 12, "max_length": 64, "learning_rate": 1e-4, "temperature": 1.0, **changes})
     return trainer(
-        model=tiny.policy(vocabulary),
+        model=AutoModelForCausalLM.from_pretrained(start(output_dir)),
         reward_funcs=reward,
         args=config(**settings),
         train_dataset=tiny.prompts(),
         processing_class=vocabulary,
         callbacks=list(callbacks),
+        **more,
     )
 
 
 def online_dpo(output_dir: str, *, reward: Any = tiny.vowels, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
     """An `OnlineDPOTrainer` on the vowel task."""
     return _online(("online_dpo", "OnlineDPOConfig", "OnlineDPOTrainer"), output_dir, reward, callbacks, changes)
+
+
+def _scorer(vocabulary: Any) -> Any:
+    """A random reward model: XPO and Nash-MD take no functions."""
+    torch.manual_seed(0)
+    config = tiny.model(vocabulary).config
+    config.num_labels = 1
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def xpo(output_dir: str, *, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
+    """An `XPOTrainer` (until TRL 1.13)."""
+    vocabulary = tiny.tokenizer()
+    names = ("xpo", "XPOConfig", "XPOTrainer")
+    return _online(names, output_dir, _scorer(vocabulary), callbacks, changes, reward_processing_classes=vocabulary)
+
+
+def nash_md(output_dir: str, *, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
+    """A `NashMDTrainer` (until TRL 1.13)."""
+    return _online(("nash_md", "NashMDConfig", "NashMDTrainer"), output_dir, _scorer(tiny.tokenizer()), callbacks, changes)
+
+
+def a2po(output_dir: str, *, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
+    """An `A2POTrainer` (TRL 1.6 and later); right is an answer with at least one vowel."""
+    config, trainer = experimental("a2po", "A2POConfig", "A2POTrainer")
+    vocabulary = tiny.tokenizer()
+    vocabulary.padding_side = "left"
+
+    def has_vowel(completions: list[Any], **kwargs: Any) -> list[float]:
+        return [float(any(char in tiny.VOWELS for char in tiny.text_of(completion))) for completion in completions]
+
+    settings = tiny.arguments(output_dir, **{"max_completion_length": 12, "num_value_samples": 2, "learning_rate": 1e-4, **changes})
+    return trainer(
+        model=tiny.policy(vocabulary),
+        reward_funcs=has_vowel,
+        args=config(**settings),
+        train_dataset=tiny.prompts(16),
+        processing_class=vocabulary,
+        callbacks=list(callbacks),
+    )

@@ -8,10 +8,21 @@ import re
 from typing import Any
 
 from trainvitals.events import CATALOGUE, RunStart
-from trainvitals.integrations import adapters, async_rollout, distillation, moe, ppo, preference, ranks, reward_model, sampling, supervised
+from trainvitals.integrations import (
+    adapters,
+    async_rollout,
+    distillation,
+    moe,
+    ppo,
+    preference,
+    ranks,
+    reward_model,
+    sampling,
+    supervised,
+)
 
 _KINDS = {
-    "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft",
+    "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft", "axolotl": "sft",
     "dpo": "dpo", "kto": "kto", "orpo": "orpo", "cpo": "cpo", "reward": "reward", "gkd": "gkd", "gold": "gkd", "iwopd": "gkd", "ssd": "sdft",
     "distillation": "distillation", "asyncdistillation": "distillation", "sdft": "sdft", "sdpo": "sdpo", "gmpo": "grpo",
     "minillm": "distillation", "gfpo": "grpo", "dppo": "grpo", "papo": "grpo", "nashmd": "nash_md", "xpo": "xpo", "bco": "bco", "tpo": "tpo", "a2po": "a2po",
@@ -54,7 +65,8 @@ def trainer_kind(owner: object) -> str:
     Only a label for messages and rules' `applies_to`; what a number means is decided by its metric name.
     """
     for cls in type(owner).__mro__:
-        stem = re.sub(r"(Config|Trainer|TrainingArguments)$", "", cls.__name__).lower()
+        name = re.sub(r"^_*Unsloth(?=\w+(Config|Trainer)$)", "", cls.__name__)  # its classes are copies that inherit from none of TRL's
+        stem = re.sub(r"(Config|Trainer|TrainingArguments)$", "", name).lower()
         if stem in _KINDS:
             return _KINDS[stem]
     return "unknown"
@@ -130,7 +142,8 @@ def run_start(
     """
     kind = trainer_kind(owner)
     emits = emitted(args, kind, cuda=cuda, hooks=hooks, gradients=gradients)
-    if len(getattr(owner, "reward_funcs", None) or (None, None)) < 2:
+    functions = getattr(owner, "reward_funcs", None)  # XPO and Nash-MD hold their one reward model itself
+    if functions is not None and (not isinstance(functions, list | tuple) or len(functions) == 1):
         emits -= {"reward.component_share"}  # with one reward function there is nothing to share
     if hasattr(owner, "tools") and not owner.tools:
         emits -= {"completion.tool_call_rate", "completion.tool_failure_fraction"}

@@ -7,6 +7,7 @@ three of these trainers keep their metrics where only a log row shows them; here
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,10 @@ def install(hooks: Hooks) -> None:
         gives = frozenset() if hasattr(trainer, "mixture_coef") else _REFERENCE
         reader = _Preference(hooks, gives, share=True)
         hooks.wrap(trainer, "training_step", gives=gives)
-        hooks.wrap(trainer, "_calculate_rewards_from_functions", reader.after_scores, gives=_TIES)
+        if "objective/scores" in trainer.stats:  # XPO and Nash-MD inherit the method and do not use it
+            models = any(isinstance(function, torch.nn.Module) for function in trainer.reward_funcs or ())
+            ties = _TIES - {"reward.unscored_fraction"} if models else _TIES  # a reward model scores everything
+            hooks.wrap(trainer, "_calculate_rewards_from_functions", reader.after_scores, before=reader.before_scores, gives=ties)
         hooks.wrap(trainer, "_forward", reader.after_forward)
         hooks.at_step_end.append(reader.read_stats)
     else:
@@ -124,18 +128,20 @@ def class_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
     return {"preference.desirable_fraction": desirable / examples, "preference.one_class_fraction": single / batches}
 
 
-def score_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
-    """Ties and failures among the scores of sampled pairs; scores come as first samples, then second samples.
-
-    A NaN is a failure of the judge. TRL then compares with it all the same, so that the second sample always wins.
-    """
-    ties = pairs = failed = 0
+def tie_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
+    """Share of pairs whose two scores are equal; scores come as first samples, then second samples."""
+    ties = pairs = 0
     for scores in tensors:
         first, second = scores.reshape(-1).chunk(2)
         ties += int((first == second).sum())
-        failed += int(torch.isnan(scores).sum())
         pairs += len(first)
-    return {"preference.tied_fraction": ties / pairs, "reward.unscored_fraction": failed / (2 * pairs)} if pairs else {}
+    return {"preference.tied_fraction": ties / pairs} if pairs else {}
+
+
+def unscored(columns: Sequence[Sequence[Any]]) -> tuple[int, int]:
+    """Completions that no reward function could score (None or NaN), and all completions; one column per function."""
+    rows = list(zip(*columns, strict=True))
+    return sum(all(value is None or value != value for value in row) for row in rows), len(rows)
 
 
 def mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -188,6 +194,9 @@ class _Preference:
         self._lengths: list[torch.Tensor] = []
         self._lists: dict[str, tuple[Any, int]] = {}
         self._first: list[float] = []
+        self._functions: list[Any] | None = None  # the trainer's own while ours stand in for them
+        self._columns: list[Sequence[Any]] = []
+        self._failed = self._scored = 0
 
     def _skip(self) -> bool:
         return not self._hooks.training or len(self._rows) >= _STEP_LIMIT
@@ -211,8 +220,33 @@ class _Preference:
         self._rows.append(row)
         self._first_row(row, done=0)
 
+    def before_scores(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """For this one call, listen to what the reward functions return: TRL turns a failure into a score of 0."""
+        functions = self._hooks.trainer.reward_funcs
+        if self._functions is None and isinstance(functions, list):
+            self._functions, self._columns = list(functions), []
+            functions[:] = [function if isinstance(function, torch.nn.Module) else self._heard(function) for function in functions]
+        return args
+
+    def _heard(self, function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            if isinstance(result, list | tuple):
+                self._columns.append(result)
+            return result
+
+        return call
+
     def after_scores(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Scores of the sampled pairs (online DPO)."""
+        trainer, functions, columns = self._hooks.trainer, self._functions, self._columns
+        if functions is not None:
+            trainer.reward_funcs[:] = functions
+            self._functions, self._columns = None, []
+        if self._hooks.training and functions and len(columns) == len(functions):
+            failed, count = unscored(columns)
+            self._failed, self._scored = self._failed + failed, self._scored + count
         if self._hooks.training and len(self._scores) < _STEP_LIMIT:
             self._scores.append(result.detach().clone())  # TRL subtracts its penalty in place
 
@@ -231,6 +265,9 @@ class _Preference:
         if row:
             self._rows.append(row)
             self._first_row(row, done=1)
+        cap = getattr(self._hooks.trainer.args, "max_new_tokens", None)
+        if cap and self._first:
+            self._hooks.give("completion.length_cap", float(cap))
 
     def step_end(self) -> None:
         """Hand over the step."""
@@ -249,8 +286,11 @@ class _Preference:
         censored = [row["kl"] <= 0 for row in self._rows if "kl" in row]
         if censored and self._gives >= _KL:
             hooks.give("preference.kl_zero_fraction", sum(censored) / len(censored))
+        if self._scored:
+            hooks.give("reward.unscored_fraction", self._failed / self._scored)
+            self._failed = self._scored = 0
         for tensors, compute in (
-            (self._counts, share_signals), (self._classes, class_signals), (self._scores, score_signals), (self._lengths, _length_signals),
+            (self._counts, share_signals), (self._classes, class_signals), (self._scores, tie_signals), (self._lengths, _length_signals),
         ):  # fmt: skip
             if tensors:
                 hooks.put(tensors, compute)

@@ -1,0 +1,288 @@
+"""Preference trainers train for real: the signals on record, and their numbers computed anew from the same batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import build_preference as build
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from trainvitals.events import CATALOGUE
+from trainvitals.integrations import preference
+from trainvitals.names import Mapper
+
+STEPS = 3
+FAST = {"max_steps": STEPS, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+
+
+# ---- numbers in, numbers out ----
+
+
+def test_identical_and_empty_pairs_are_counted() -> None:
+    chosen = torch.tensor([[1, 2, 3, 0], [1, 2, 3, 4], [1, 2, 0, 0], [1, 5, 9, 0]])
+    rejected = torch.tensor([[1, 2, 3, 7, 7], [1, 2, 3, 5, 7], [1, 2, 7, 7, 7], [1, 5, 9, 9, 7]])
+    left = torch.tensor([[0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 0]])
+    right = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]])
+    counts = preference.pair_counts(chosen, rejected, left, right)
+    assert counts.tolist() == [4, 1, 8, 2]  # one pair equal whatever pads it, one empty on both sides, one a prefix only
+    both = preference.share_signals([counts, preference.response_counts(left)])
+    assert both == {"preference.empty_fraction": 3 / 12, "preference.identical_fraction": 1 / 4}
+    assert preference.share_signals([preference.response_counts(left)]) == {"preference.empty_fraction": 1 / 4}
+
+
+@pytest.mark.parametrize("label", [[True, False, False, False], torch.tensor([1, 0, 0, 0])])
+def test_balance_of_classes(label: Any) -> None:
+    counts = [preference.class_counts(label), preference.class_counts([True, True])]
+    assert preference.class_signals(counts) == {"preference.desirable_fraction": 0.5, "preference.one_class_fraction": 0.5}
+
+
+def test_ties_and_failures_of_a_judge() -> None:
+    scores = [torch.tensor([1.0, 2.0, math.nan, 2.0]), torch.tensor([1.0, 1.0])]
+    assert preference.tie_signals(scores) == {"preference.tied_fraction": 2 / 3}
+    assert preference.tie_signals([]) == {}
+    assert preference.unscored([[1.0, None, math.nan], [None, None, math.nan]]) == (2, 3)
+
+
+def test_sums_and_counts_of_one_class_become_means() -> None:
+    rows = [
+        {"rewards/chosen_sum": 6.0, "count/chosen": 3.0, "kl": 1.0},
+        {"rewards/chosen_sum": 2.0, "count/chosen": 1.0, "rewards/rejected_sum": -4.0, "count/rejected": 4.0, "kl": 0.0},
+    ]
+    assert preference.mean_metrics(rows) == {"rewards/chosen": 2.0, "rewards/rejected": -1.0, "kl": 0.5, "rewards/margins": 3.0}
+    assert preference.mean_metrics(rows[:1]) == {"rewards/chosen": 2.0, "kl": 1.0}
+
+
+def test_a_nan_stays_a_nan() -> None:
+    assert math.isnan(preference.gap([0.0, math.nan, 2.0]))
+    assert preference.gap([0.5, -2.0]) == 2.0
+    assert math.isnan(preference.moved({"rewards/chosen": math.nan}, 0.1)["preference.logratio_chosen"])
+
+
+def test_rewards_with_and_without_a_reference_never_share_a_name() -> None:
+    row = {"rewards/chosen": 1.0, "rewards/rejected": 0.5, "rewards/margins": 0.5, "rewards/accuracies": 1.0}
+    dpo, orpo = (Mapper(kind).frame(row, step=1).values for kind in ("dpo", "orpo"))
+    assert set(dpo) & set(orpo) == {"preference.accuracy"}
+    for name in dpo.keys() - orpo.keys():
+        assert not {"orpo", "cpo", "tpo"} & set(CATALOGUE[name].emitters)
+
+
+# ---- real training ----
+
+
+class Batches:
+    """Every batch that a trainer's loss saw, with the numbers of the policy as it was then."""
+
+    def __init__(self, trainer: Any, read: Callable[[Any, Any], dict[str, float]], method: str = "compute_loss") -> None:
+        self.rows: list[dict[str, float]] = []
+        original = getattr(trainer, method)
+
+        def call(model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+            with torch.no_grad():
+                self.rows.append(read(model, batch))
+            return original(model, batch, *args, **kwargs)
+
+        setattr(trainer, method, call)
+
+    def series(self, name: str) -> dict[int, float]:
+        return dict(enumerate((row[name] for row in self.rows), start=1))
+
+
+def logps(model: Any, ids: torch.Tensor, mask: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each row's masked tokens, from plain logits."""
+    logits = model(input_ids=ids, attention_mask=attention).logits[:, :-1].log_softmax(-1)
+    tokens = torch.gather(logits, 2, ids[:, 1:].clamp(min=0).unsqueeze(2)).squeeze(2)
+    return (tokens * mask[:, 1:]).sum(1)
+
+
+def close(found: dict[int, float], expected: dict[int, float]) -> None:
+    assert found == {step: pytest.approx(value, abs=2e-4) for step, value in expected.items()}
+
+
+def test_dpo(tmp_path, train, saw) -> None:
+    trainer = build.dpo(str(tmp_path), **FAST)
+    start = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
+
+    def read(model: Any, batch: Any) -> dict[str, float]:
+        parts = batch["input_ids"], batch["completion_mask"], batch["attention_mask"]
+        moved = (logps(model, *parts) - logps(start, *parts)).chunk(2)
+        return {"chosen": float(moved[0].mean()), "rejected": float(moved[1].mean())}
+
+    batches = Batches(trainer, read)
+    seen = train(trainer)
+    assert seen.notices == []
+    saw("dpo", seen)
+    for split in ("chosen", "rejected"):
+        close(seen.series(f"preference.logratio_{split}"), batches.series(split))
+        close(seen.series(f"preference.reward_{split}"), seen.logged(f"rewards/{split}"))
+    assert batches.rows[-1]["chosen"] > 0.05  # it moved
+    assert seen.series("preference.reference_gap") == {1: 0.0}
+    assert set(seen.series("preference.identical_fraction").values()) == {0.0}
+    assert seen.callback.monitor.findings == [] or all(finding.severity == "info" for finding in seen.callback.monitor.findings)
+
+
+def test_dpo_reads_every_micro_batch_and_every_step_between_logs(tmp_path, train) -> None:
+    trainer = build.dpo(str(tmp_path), **{**FAST, "max_steps": 4}, logging_steps=2, gradient_accumulation_steps=2)
+    seen = train(trainer)
+    chosen = seen.series("preference.logratio_chosen")
+    assert set(chosen) == {1, 2, 3, 4}
+    logged = seen.logged("rewards/chosen")
+    close({2: (chosen[1] + chosen[2]) / 2, 4: (chosen[3] + chosen[4]) / 2}, {step: value / trainer.beta for step, value in logged.items()})
+
+
+def test_a_reference_that_is_another_model(tmp_path, train) -> None:
+    trainer = build.dpo(str(tmp_path), **FAST)
+    with torch.no_grad():
+        next(trainer.model.parameters()).mul_(2.0)
+    seen = train(trainer)
+    (gap,) = seen.series("preference.reference_gap").values()
+    first = [abs(seen.series(f"preference.logratio_{split}")[1]) for split in ("chosen", "rejected")]
+    assert gap == pytest.approx(max(first))
+    assert gap > 0.2
+
+
+def test_kto(tmp_path, train, saw) -> None:
+    trainer = build.kto(str(tmp_path), data=build.examples((True, False, False, False)), **FAST)
+    start = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
+
+    def read(model: Any, batch: Any) -> dict[str, float]:
+        label = torch.as_tensor(batch["label"]).bool()
+        if "completion_mask" in batch:
+            parts = batch["input_ids"], batch["completion_mask"], batch["attention_mask"]
+        else:
+            parts = batch["completion_input_ids"], batch["completion_labels"] != -100, batch["completion_attention_mask"]
+        moved = logps(model, *parts) - logps(start, *parts)
+        return {"share": float(label.float().mean()), "chosen": float(moved[label].mean()), "rejected": float(moved[~label].mean())}
+
+    batches = Batches(trainer, read)
+    seen = train(trainer)
+    assert seen.notices == []
+    saw("kto", seen)
+    close(seen.series("preference.desirable_fraction"), batches.series("share"))
+    for split in ("chosen", "rejected"):
+        close(seen.series(f"preference.logratio_{split}"), batches.series(split))
+    close(seen.series("preference.kl_zero_fraction"), {step: float(value <= 0) for step, value in seen.logged("kl").items()})
+    assert seen.series("preference.kl_baseline")[1] == 0.0
+    assert seen.series("preference.reference_gap") == {1: 0.0}
+    assert "preference.accuracy" not in seen.signals
+
+
+def test_kto_without_a_kl_does_not_promise_its_share_of_zeros(tmp_path, train) -> None:
+    seen = train(build.kto(str(tmp_path), loss_type="apo_zero_unpaired", **FAST))
+    assert "preference.kl_zero_fraction" not in seen.signals
+    assert "preference.kl_zero_fraction" not in seen.start.emits
+
+
+def _free(model: Any, batch: Any) -> dict[str, float]:
+    """Log-probability per token of ORPO's and CPO's batches."""
+    values = []
+    for split in ("chosen", "rejected"):
+        mask = batch[f"{split}_labels"] != -100
+        total = logps(model, batch[f"{split}_input_ids"], mask, batch[f"{split}_attention_mask"])
+        values.append((total, mask[:, 1:].sum(1)))
+    (chosen, n), (rejected, m) = values
+    c, r = chosen / n, rejected / m
+    odds = (c - r) - (torch.log1p(-c.exp()) - torch.log1p(-r.exp()))
+    return {
+        "sum": float(chosen.mean()), "mean": float(c.mean()), "odds": float(odds.mean()),
+        "loss": float(-torch.nn.functional.logsigmoid(odds).mean()), "margin": float((c - r).mean()), "margin_sum": float((chosen - rejected).mean()),
+    }  # fmt: skip
+
+
+def test_orpo(tmp_path, train, saw) -> None:
+    trainer = build.orpo(str(tmp_path), **FAST)
+    batches = Batches(trainer, _free)
+    seen = train(trainer)
+    assert seen.notices == []
+    saw("orpo", seen)
+    close(seen.series("preference.log_odds"), batches.series("odds"))
+    close(seen.series("preference.odds_loss"), batches.series("loss"))
+    close(seen.series("preference.logp_token_chosen"), batches.series("mean"))
+    close(seen.series("preference.free_margin"), {step: trainer.beta * value for step, value in batches.series("margin").items()})
+    assert seen.series("preference.nll") == pytest.approx(seen.logged("nll_loss"))
+    assert not {"preference.reward_chosen", "preference.margin", "preference.logratio_chosen"} & seen.signals.keys()
+
+
+def test_orpo_is_read_between_log_rows(tmp_path, train) -> None:
+    seen = train(build.orpo(str(tmp_path), **{**FAST, "max_steps": 4}, logging_steps=4, gradient_accumulation_steps=2))
+    odds = seen.series("preference.log_odds")
+    assert set(odds) == {1, 2, 3, 4}
+    assert sum(odds.values()) / 4 == pytest.approx(seen.logged("log_odds_chosen")[4], abs=1e-5)
+
+
+def test_cpo(tmp_path, train, saw) -> None:
+    trainer = build.cpo(str(tmp_path), **FAST)
+    batches = Batches(trainer, _free)
+    seen = train(trainer)
+    assert seen.notices == []
+    saw("cpo", seen)
+    close(seen.series("preference.logp_chosen"), batches.series("sum"))
+    close(seen.series("preference.free_margin"), {step: trainer.beta * value for step, value in batches.series("margin_sum").items()})
+
+
+def test_tpo(tmp_path, train, saw) -> None:
+    trainer = build.tpo(str(tmp_path), **FAST)
+    seen = train(trainer)
+    assert seen.notices == []
+    saw("tpo", seen)
+    assert seen.series("preference.free_margin") == pytest.approx(seen.logged("rewards/margins"))
+    assert set(seen.series("preference.identical_fraction").values()) == {0.0}  # chosen against rejected, not against the gold answer
+
+
+def test_bco(tmp_path, train, saw) -> None:
+    seen = train(build.bco(str(tmp_path), **FAST))
+    assert seen.notices == []
+    saw("bco", seen)
+    close(seen.series("preference.margin"), seen.logged("rewards/margins"))
+    assert set(seen.series("preference.desirable_fraction").values()) == {0.5}
+
+
+def test_online_dpo(tmp_path, train, saw) -> None:
+    scores: list[list[float]] = []
+
+    def vowels(completions: list[Any], **kwargs: Any) -> list[float | None]:
+        found = build.tiny.vowels(completions)
+        scores.append(found)
+        return [None, *found[1:]]
+
+    trainer = build.online_dpo(str(tmp_path), reward=vowels, **{**FAST, "max_steps": 4}, logging_steps=2)
+    seen = train(trainer)
+    assert seen.notices == []
+    saw("online_dpo", seen)
+    for step, found in enumerate(scores, start=1):
+        half = len(found) // 2
+        found = [0.0, *found[1:]]  # what TRL makes of a missing score
+        ties = [found[i] == found[half + i] for i in range(half)]
+        assert seen.series("preference.tied_fraction")[step] == sum(ties) / half
+        assert seen.series("reward.unscored_fraction")[step] == 1 / (2 * half)
+    margins = seen.series("preference.margin")
+    assert set(margins) == {1, 2, 3, 4}
+    close({2: (margins[1] + margins[2]) / 2, 4: (margins[3] + margins[4]) / 2}, seen.logged("rewards/margins"))
+    ended = seen.logged("val/contain_eos_token")
+    cut = seen.series("completion.truncated_fraction")
+    assert (cut[3] + cut[4]) / 2 == pytest.approx(1 - ended[4])
+    assert trainer.reward_funcs == [vowels]
+    assert seen.series("preference.reference_gap") == {1: 0.0}
+    assert seen.series("completion.length_cap") == {1: 12.0}
+
+
+@pytest.mark.parametrize("name", ["xpo", "nash_md"])
+def test_online_kin(name: str, tmp_path, train, saw) -> None:
+    seen = train(getattr(build, name)(str(tmp_path), **FAST))
+    assert seen.notices == []
+    saw(name, seen)
+    raw = {"xpo": "objective/kl", "nash_md": "rewards/margins"}[name]  # Nash-MD calls log pi - log pi_ref a margin
+    assert seen.series("policy.kl_ref_sequence") == pytest.approx(seen.logged(raw))
+    raw = {"xpo": "objective/model_scores", "nash_md": "rewards/chosen"}[name]
+    assert seen.series("reward.mean") == pytest.approx(seen.logged(raw))
+
+
+def test_a2po(tmp_path, train, saw) -> None:
+    seen = train(build.a2po(str(tmp_path), **FAST))
+    assert seen.notices == []
+    saw("a2po", seen)
+    assert seen.series("reward.mean") == pytest.approx(seen.logged("reward"))
+    assert seen.series("advantage.mean") == pytest.approx(seen.logged("advantage"))
