@@ -28,7 +28,7 @@ ELSEWHERE = {
     "rulelang/windows_series": "rulelang/test_windows.py", "rulelang/windows_stats": "rulelang/test_windows.py",
     "sinks/recorder": "test_monitor.py", "integrations/tiny": "clinic/conftest.py", "integrations/hooks": "integrations/test_attach_grpo.py",
     "integrations/sampling": "integrations/test_attach_grpo.py", "integrations/ranks": "suite/test_ranks.py",
-    "integrations/rank_exchange": "suite/test_ranks.py",
+    "integrations/rank_exchange": "suite/test_ranks.py", "integrations/async_rollout": "suite/test_async_grpo.py",
     "integrations/supervised": "suite/test_supervised.py", "integrations/reward_model": "suite/test_supervised.py",
 }  # fmt: skip
 """Parts of a larger unit, with the test (below tests/) that drives them through that unit."""

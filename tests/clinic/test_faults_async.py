@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "suite"))
-import build_async  # noqa: E402
+import build_async
 
-from trainvitals.integrations import tiny  # noqa: E402
+from trainvitals.integrations import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.trl]
 
@@ -53,7 +53,8 @@ def test_a_weight_transfer_that_takes_nothing(run):
 
 def test_a_sampler_that_forgets_what_it_received(run):
     patient = run(max_steps=45, sampler={"takes": "and-forgets"})
-    assert set(patient.loud) == {"sampler-left-behind"}  # the ratios that run away with it are its effect, not a matter of step size
+    # The ratios that run away with it are its effect, not a matter of step size.
+    assert set(patient.loud) == {"sampler-left-behind"}
     assert patient.loud["sampler-left-behind"] <= 30
     said = line_of(patient, "sampler-left-behind")
     assert "neither the age of the samples nor the learning rate explains it" in said
@@ -70,7 +71,9 @@ def test_a_sampler_that_cannot_keep_up(run):
 
 
 def test_a_trainer_that_cannot_keep_up(run):
-    patient = run(max_steps=30, max_staleness=16, queue_maxsize=160, sampler={"ahead": 160, "per_sync": 2 * PER_STEP, "maxsize": 160})
+    patient = run(
+        max_steps=30, max_staleness=16, queue_maxsize=160, sampler={"ahead": 160, "per_sync": 2 * PER_STEP, "maxsize": 160}
+    )
     assert set(patient.loud) == {"rollout-backpressure"}
     assert patient.loud["rollout-backpressure"] <= 25
     assert "the trainer is the bottleneck" in line_of(patient, "rollout-backpressure")

@@ -4,7 +4,7 @@ What TRL lets its user inject is injected: the rollout worker and the weight tra
 model, samples with it in the trainer's own thread (so a run is the same every time), tags and scores samples as TRL's worker
 does, and loads what the trainer sends. The queue, the batching, the loss, the metrics and the sync are the trainer's.
 
-TRL 1.13 and later attends through a FlashAttention-3 kernel that needs a GPU: a function of torch stands in for it.
+TRL 1.11 and later attends through a FlashAttention-3 kernel that needs a GPU: sdpa or a function of torch stands in for it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
 from trainvitals.integrations import tiny
 
@@ -184,7 +186,12 @@ def _arguments(output_dir: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def async_grpo(
-    output_dir: str, *, reward: Any = tiny.vowels, sampler: dict[str, Any] | None = None, callbacks: Sequence[Any] = (), **changes: Any
+    output_dir: str,
+    *,
+    reward: Any = tiny.vowels,
+    sampler: dict[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
+    **changes: Any,
 ) -> Any:
     """`trl.experimental.async_grpo.AsyncGRPOTrainer` on the vowel task; ``trainer.rollout_worker`` is the `Sampler`.
 
@@ -263,6 +270,7 @@ def async_distillation(
         best = scores.topk(top + 1)  # position i is predicted from the tokens before it
         chosen = np.full((len(ids), top + 1), -1, dtype=np.int64)
         values = np.full((len(ids), top + 1), -np.inf, dtype=np.float32)
+        newer = {"teacher_id": "default", "prompt_id": group}
         chosen[1:], values[1:] = best.indices.numpy(), best.values.numpy()
         return RolloutSample(
             prompt=[{"role": "user", "content": ""}],
@@ -273,14 +281,12 @@ def async_distillation(
             teacher_topk_logprobs=values,
             model_version=version,
             metrics={},
-            teacher_id="default",
-            prompt_id=group,
             enqueued_at=time.time(),
+            **{name: value for name, value in newer.items() if name in RolloutSample.__dataclass_fields__},
         )
 
     worker = Sampler(policy, vocabulary, tiny.vowels, make, **(sampler or {}))
-    attention = {"model_init_kwargs": {"attn_implementation": "sdpa"}}  # transformers finds packed rows by their positions
-    settings = _arguments(output_dir, {"token_budget": 0, "teacher_top_k": top, **attention, **changes})
+    settings = _arguments(output_dir, {"token_budget": 0, "teacher_top_k": top, **changes})
     return AsyncDistillationTrainer(
         model=path,
         args=AsyncDistillationConfig(**settings),
@@ -313,11 +319,17 @@ def _without_gpu(module: Any) -> None:
         module.get_peak_flops_per_device = lambda *args, **kwargs: None
     if hasattr(module, "VLLMClient"):
         module.VLLMClient = lambda *args, **kwargs: None  # TRL 1.16 wants `requests` for it
+    if hasattr(module, "AutoModelForCausalLM"):  # rows told apart by positions alone: transformers' sdpa can do that too
+        module.AutoModelForCausalLM = SimpleNamespace(from_pretrained=_with_sdpa)
     try:
         from trl.experimental.async_grpo import packing
     except ImportError:
         return
     packing._flash_attn = lambda: _Attention
+
+
+def _with_sdpa(path: str, **kwargs: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path, **{**kwargs, "attn_implementation": "sdpa"})
 
 
 class _Attention:

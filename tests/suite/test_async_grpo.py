@@ -35,7 +35,11 @@ def test_async_grpo_emits_what_is_on_record(tmp_path, train, saw):
     assert seen.notices == []
     saw("async_grpo", seen)
     assert seen.start.trainer == "async_grpo"
-    mine = {name for name in seen.signals if name.startswith(("rollout.", "sampler.", "reward.", "advantage.", "policy.", "completion."))}
+    mine = {
+        name
+        for name in seen.signals
+        if name.startswith(("rollout.", "sampler.", "reward.", "advantage.", "policy.", "completion."))
+    }
     assert mine <= seen.start.emits  # no rule counts one of them as absent
     assert seen.callback._mapper.unknown == set()  # every metric that this TRL logs is known
     assert close(seen.series("policy.ratio_mean"), seen.logged("ratio"))  # per-token ratios of ours against TRL's own mean
@@ -158,7 +162,10 @@ def test_flat_groups_are_told_apart_by_their_level():
 
 def test_unscored_samples_are_counted_and_nothing_else():
     nan = math.nan
-    taken = [Taken(0, 0, metrics={"reward": nan, "reward_std": nan, "rewards/f": nan}), Taken(2, 0, metrics={"reward": 1.0, "reward_std": 0.5, "rewards/f": 1.0})]
+    taken = [
+        Taken(0, 0, metrics={"reward": nan, "reward_std": nan, "rewards/f": nan}),
+        Taken(2, 0, metrics={"reward": 1.0, "reward_std": 0.5, "rewards/f": 1.0}),
+    ]
     values = queue_signals(taken, 0, RewardRange())
     assert values["reward.unscored_fraction"] == 0.5
     assert values["reward.component_unscored_fraction{component=f}"] == 0.5
@@ -169,14 +176,15 @@ def test_unscored_samples_are_counted_and_nothing_else():
 def test_a_fingerprint_is_a_copy_of_elements_from_every_tensor():
     weights = [torch.zeros(100), torch.ones(3, 5), torch.tensor(7.0)]
     first = fingerprint(weights)
-    assert first is not None and len(first) == 8 + 8 + 1
+    assert first is not None
+    assert len(first) == 8 + 8 + 1
     weights[0][96] = 1.0  # one of the elements that are looked at: 0, 12, 24, ...
     weights[0][96 - 12] = 1.0
     second = fingerprint(weights)
     assert not torch.equal(first, second)
     assert fingerprint([]) is None
-    differs = async_rollout._differs
-    assert [bool(differs(*pair)) for pair in ((first, first), (first, second), (first, None), (None, first), (None, None))] == [False, True, False, True, False]
+    pairs = ((first, first), (first, second), (first, None), (None, first), (None, None))
+    assert [bool(async_rollout._differs(*pair)) for pair in pairs] == [False, True, False, True, False]
 
 
 def test_log_probabilities_are_paired_as_in_the_loss():

@@ -50,7 +50,8 @@ def install(hooks: Hooks) -> None:
     trainer = hooks.trainer
     if not all(hasattr(trainer, name) for name in ("rollout_queue", "rollout_worker", "model_version")):
         return
-    scored = hasattr(trainer, "epsilon_low")
+    span = clip_range(trainer) if hasattr(trainer, "epsilon_low") else None
+    scored = span is not None  # a policy gradient, with rewards and advantages; distillation has neither
     fused = any("forward" in vars(module) for module in trainer.model.modules())  # TRL's head that gives log-probabilities
     queue = _Queue(hooks)
     if hooks.wrap(trainer.rollout_queue, "get", queue.after_get, gives=_QUEUE | (_SCORED | _LOSS if scored else set())):
@@ -59,8 +60,8 @@ def install(hooks: Hooks) -> None:
     for owner in (getattr(trainer, "weight_transfer", None), trainer.rollout_worker):
         if hooks.wrap(owner, "send_weights", sync.after_send, before=sync.before_send, gives=_SYNC):
             break  # TRL 1.10 and before: the worker itself sends
-    if scored and fused:
-        ratios = _Ratios(hooks)
+    if span is not None and fused:
+        ratios = _Ratios(hooks, *span)
         hooks.wrap(trainer.model, "forward", ratios.after_forward)
         hooks.wrap(trainer, "compute_loss", ratios.after_loss, gives=_RATIO, needed=True)
         hooks.at_step_end.append(ratios.step_end)
@@ -292,8 +293,8 @@ def _sync_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
 class _Ratios:
     """Importance ratios of the micro-batches of one step."""
 
-    def __init__(self, hooks: Hooks) -> None:
-        self._hooks = hooks
+    def __init__(self, hooks: Hooks, low: float, high: float) -> None:
+        self._hooks, self._low, self._high = hooks, low, high
         self._logps: torch.Tensor | None = None
         self._ratios: list[torch.Tensor] = []
 
@@ -313,7 +314,7 @@ class _Ratios:
             raise LookupError(msg)
         if len(self._ratios) < _LIMIT:
             new, old, mask = aligned(logps, inputs)
-            self._ratios.append(ratio_stats(new, old, mask, *clip_range(self._hooks.trainer), sequence=False))
+            self._ratios.append(ratio_stats(new, old, mask, self._low, self._high, sequence=False))
 
     def step_end(self) -> None:
         """Hand over what the micro-batches of this step gave."""

@@ -21,9 +21,10 @@ def _trl(keys: set[str], roots: set[str]) -> str | None:
         ("self_distillation/policy_loss" in keys or "self_distillation/flat_group_fraction" in keys, "sdpo"),
         ("sdft" in roots or "self_distillation" in roots, "sdft"),
         ("v_star" in keys, "a2po"),
+        ("ssd" in roots, "ssd"),
         ("iw_opd" in roots, "iw_opd"),
         ("matched_loss" in keys, "gold"),
-        ("jsd" in keys and "perf" in roots, "async_distillation"),
+        ("jsd" in keys and "perf" in roots, "distillation"),  # AsyncDistillation: the same to rules, with rollout signals beside
         (reward and ("sample" in roots or "perf" in roots or "ratio" in keys or "buffer_qsize" in keys), "async_grpo"),
         (reward and ("reward_std" in keys or "frac_reward_zero_std" in keys or "rewards" in roots), "grpo"),
         # With num_iterations > 1 a row can carry the loss side alone.
@@ -33,7 +34,7 @@ def _trl(keys: set[str], roots: set[str]) -> str | None:
         ("rewards/accuracies" in keys, "dpo"),
         ("rewards/chosen" in keys or "rewards/rejected" in keys, "kto"),
         ("margin" in keys or {"min_reward", "max_reward"} <= keys, "reward"),
-        ("on_policy_loss" in keys or "completions" in roots, "distillation"),
+        (bool({"on_policy_loss", "off_policy_loss"} & keys) or "completions" in roots, "distillation"),
         ("mean_token_accuracy" in keys, "sft"),
     )
     return next((name for hit, name in marks if hit), None)
