@@ -64,12 +64,12 @@ $(VENV)/.bench: $(VENV)/.dev
 
 $(VENV10)/.dev: $(VENV10)/.created pyproject.toml constraints-trl-1.0.txt
 	@echo "==> installing TRL 1.0.0 and transformers 4.57 into $(VENV10) (once; a few minutes)"
-	@$(call pip_install,$(VENV10),-e '.[trl]' pytest hypothesis,constraints-trl-1.0.txt)
+	@$(call pip_install,$(VENV10),-e '.[trl]' pytest pytest-xdist hypothesis,constraints-trl-1.0.txt)
 	@touch $@
 
 $(VENV112)/.dev: $(VENV112)/.created pyproject.toml constraints-trl-1.12.txt
 	@echo "==> installing TRL 1.12.0, the last with PPO, into $(VENV112) (once; a few minutes)"
-	@$(call pip_install,$(VENV112),-e '.[trl]' pytest hypothesis requests,constraints-trl-1.12.txt)
+	@$(call pip_install,$(VENV112),-e '.[trl]' pytest pytest-xdist hypothesis requests,constraints-trl-1.12.txt)
 	@touch $@
 
 comma := ,
@@ -88,11 +88,11 @@ test: $(VENV)/.dev  ## The tests (real training longer than a few seconds is in 
 slow: $(VENV)/.dev  ## Real training: the silent healthy run and the planted faults.
 	@$(BIN)/python -m pytest -m slow --durations=5 $(ARGS)
 
-test-trl-1.0: $(VENV10)/.dev  ## The integration tests against TRL 1.0.0 and transformers 4.57.
-	@$(VENV10)/bin/python -m pytest tests/integrations $(ARGS)
+test-trl-1.0: $(VENV10)/.dev  ## The integrations and every trainer against TRL 1.0.0 and transformers 4.57.
+	@$(VENV10)/bin/python -m pytest -m 'not slow' -n 2 tests/integrations tests/suite $(ARGS)
 
-test-trl-1.12: $(VENV112)/.dev  ## The PPO tests against TRL 1.12.0, the last version that has it.
-	@$(VENV112)/bin/python -m pytest tests/integrations -k 'ppo' $(ARGS)
+test-trl-1.12: $(VENV112)/.dev  ## Every trainer against TRL 1.12.0, the last version with PPO.
+	@$(VENV112)/bin/python -m pytest -n 2 tests/suite tests/clinic/test_faults_ppo.py $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff.
 	@$(BIN)/ruff check .
