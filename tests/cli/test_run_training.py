@@ -39,7 +39,13 @@ datasets:
 @pytest.fixture
 def start(tmp_path: Path) -> Any:
     """Start a command under ``trainvitals run`` in `tmp_path`; what it says goes to the files ``out`` and ``err``."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "TOKENIZERS_PARALLELISM": "false"}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     children: list[subprocess.Popen[str]] = []
 
     def call(*command: object, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
@@ -103,7 +109,12 @@ def test_a_script_is_attached_without_a_change(tmp_path: Path, start: Any) -> No
     path = script(tmp_path, "trainer.train(); print(sys.argv[1:]); sys.exit(3)", "grpo", max_steps=4, per_device_train_batch_size=8)
     assert start(sys.executable, path, "--lr", "1", options=("--output", "rec")).wait(300) == 3
     rows = records(tmp_path / "rec")
-    assert (rows[0]["trainer"], rows[0]["framework"], rows[-1]["kind"], rows[-1]["status"]) == ("grpo", "trl", "run_end", "completed")
+    assert (rows[0]["trainer"], rows[0]["framework"], rows[-1]["kind"], rows[-1]["status"]) == (
+        "grpo",
+        "trl",
+        "run_end",
+        "completed",
+    )
     assert {"optim.loss_raw", "reward.group_std_mean", "policy.ratio_mean", "reward.mean"} <= signals(rows)
     assert (tmp_path / "out").read_text().endswith("['--lr', '1']\n")
     assert (blocks(tmp_path), own_lines(tmp_path)) == (1, [])
@@ -139,7 +150,11 @@ def test_the_trl_command_is_attached(tmp_path: Path, start: Any, kind: str) -> N
     vocabulary.save_pretrained(tmp_path / "tiny-model")
     rows = tiny.dialogues() if kind == "sft" else tiny.prompts()
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    more = "max_length: 64\n" if kind == "sft" else "reward_funcs: [think_format_reward]\nnum_generations: 4\nmax_completion_length: 8\n"
+    more = (
+        "max_length: 64\n"
+        if kind == "sft"
+        else "reward_funcs: [think_format_reward]\nnum_generations: 4\nmax_completion_length: 8\n"
+    )
     (tmp_path / "x.yaml").write_text(f"{SHARED}output_dir: out-run\n{more}")
     assert start(BIN / "trl", kind, "--config", "x.yaml").wait(300) == 0
     seen = records(tmp_path / "out-run")
@@ -172,8 +187,16 @@ def test_a_signal_ends_the_training_with_its_last_words(
 
 @slow
 def test_a_training_that_is_cut_off_says_where_its_records_are(tmp_path: Path, start: Any) -> None:
-    body = "import os; trainer.add_callback(type('Die', (transformers.TrainerCallback,), {'on_step_end': lambda self, args, state, control, **kw: state.global_step > 5 and os._exit(9)})())"
-    assert start(sys.executable, script(tmp_path, f"{body}\ntrainer.train()", max_steps=100)).wait(300) == 9
+    body = """
+        import os
+        class Die(transformers.TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                if state.global_step > 5:
+                    os._exit(9)
+        trainer.add_callback(Die())
+        trainer.train()
+    """
+    assert start(sys.executable, script(tmp_path, body, max_steps=100)).wait(300) == 9
     (line,) = own_lines(tmp_path)
     assert line.endswith(f"trainvitals check {tmp_path / 'out-run' / 'vitals' / 'rank0.jsonl'}")
 

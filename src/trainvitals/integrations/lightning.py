@@ -80,6 +80,7 @@ class LightningVitals(_Callback):
     """Publishes what a Lightning trainer does and prints what is wrong with it.
 
     Args:
+        trainer: Kind of training (``sft``, ``grpo``, ...) where the rules and the names shall know it.
         names: Names that the module logs, to signals: ``{"nll": "optim.loss"}``. They win over what is found out.
         tick_seconds: Interval of the watchdog that notices a hanging step; 0 switches it off.
         **monitor_kwargs: For `Monitor`; records go to ``<default_root_dir>/vitals`` unless ``output_dir`` says otherwise.
@@ -90,13 +91,16 @@ class LightningVitals(_Callback):
         on_monitor: Called with each new monitor.
     """
 
-    def __init__(self, *, names: dict[str, str] | None = None, tick_seconds: float = 15.0, **monitor_kwargs: Any) -> None:
+    def __init__(
+        self, *, trainer: str | None = None, names: dict[str, str] | None = None, tick_seconds: float = 15.0, **monitor_kwargs: Any
+    ) -> None:
         super().__init__()
         self.monitor: Monitor | None = None
         self.off = False
         self.on_monitor: Callable[[Monitor], None] | None = None
         self.guard = ExitGuard(self.finish)
         self._kwargs, self._names, self._tick_seconds = monitor_kwargs, names or {}, tick_seconds
+        self._kind = trainer
         self._later = Later(lambda text: write_line(None, f"[trainvitals] {text}"))
         self._losses: list[torch.Tensor] = []
         self._values: dict[str, float] = {}
@@ -117,11 +121,11 @@ class LightningVitals(_Callback):
         step = int(trainer.global_step)
         options = {"prefix": "[trainvitals]", "output_dir": trainer.default_root_dir, **self._kwargs}
         monitor = self.monitor = Monitor(resumed_from=step if step > 0 else None, **options)
-        self._mapper = Mapper(aliases=self._names)
+        self._mapper = Mapper(self._kind, aliases=self._names)
         if self._saved is not None and trainer.global_rank == 0:
             monitor.load_state_dict(self._saved)
         self._saved = None
-        run = _run_start(trainer, pl_module, os.path.abspath(str(trainer.default_root_dir)))
+        run = _run_start(trainer, pl_module, self._kind)
         self._total = run.total_steps
         monitor.publish(run)
         self._step = step
@@ -267,7 +271,8 @@ class LightningVitals(_Callback):
             self.monitor.publish(Boundary(self._step, what, time.time(), detail))
 
 
-def _run_start(trainer: Any, module: Any, folder: str) -> RunStart:
+def _run_start(trainer: Any, module: Any, kind: str | None) -> RunStart:
+    folder = os.path.abspath(str(trainer.default_root_dir))
     name = _LIGHTNING.__name__.partition(".")[0]
     config = {key: value for key, value in dict(module.hparams).items() if isinstance(value, bool | int | float | str)}
     config["gradient_accumulation_steps"] = int(trainer.accumulate_grad_batches)
@@ -276,6 +281,7 @@ def _run_start(trainer: Any, module: Any, folder: str) -> RunStart:
     total = trainer.estimated_stepping_batches
     return RunStart(
         run_id=os.path.basename(folder) or "run",
+        trainer=kind or "unknown",
         framework=name,
         framework_version=importlib.metadata.version(name.replace("_", "-")),
         config=config,
