@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -38,8 +39,9 @@ from trainvitals.integrations.rank_exchange import (
 )  # fmt: skip
 from trainvitals.integrations.transformers import VitalsCallback
 
-
 OF_THE_MACHINE = {"throughput-drop", "training-stalled", "slow-rank"}  # true or not depends on what else runs on this machine
+
+FIRST_NORM = {"1.0.0": 2.15846}.get(version("trl"), 2.22809)  # TRL 1.0 puts other tokens under the loss
 
 
 def rows(*own: float, seconds: float = 10.0, **changes: Any) -> dict[int, Row]:
@@ -300,7 +302,7 @@ def healthy(folder: Path, world: int) -> None:
     norms = {record["step"]: record["values"] for record in records(folder, 0) if record.get("event") == "frame" and record["closes"]}
     assert len(norms) == 30
     assert all(values["optim.grad_norm_step"] == pytest.approx(values["optim.grad_norm"]) for values in norms.values())
-    assert norms[1]["optim.grad_norm"] == pytest.approx(2.22809, abs=1e-4)  # the same batch and weights under DDP, FSDP2 and ZeRO-2
+    assert norms[1]["optim.grad_norm"] == pytest.approx(FIRST_NORM, abs=1e-4)  # the same batch and weights under DDP, FSDP2 and ZeRO-2
     assert not any("{rank=" in key for record in records(folder, 1) if "values" in record for key in record["values"])
 
 
