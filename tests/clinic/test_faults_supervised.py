@@ -13,7 +13,7 @@ import torch
 from trainvitals.integrations import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "suite"))
-import build_supervised as build  # noqa: E402
+import build_supervised as build
 
 pytestmark = [pytest.mark.slow, pytest.mark.trl]
 
