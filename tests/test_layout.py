@@ -29,6 +29,8 @@ ELSEWHERE = {
     "sinks/recorder": "test_monitor.py", "integrations/tiny": "clinic/conftest.py", "integrations/hooks": "integrations/test_attach_grpo.py",
     "integrations/sampling": "integrations/test_attach_grpo.py", "integrations/ranks": "suite/test_ranks.py",
     "integrations/rank_exchange": "suite/test_ranks.py", "integrations/async_rollout": "suite/test_async_grpo.py",
+    "integrations/accelerate": "suite/test_beyond_trl.py", "integrations/lightning": "suite/test_beyond_trl.py",
+    "integrations/bootstrap/sitecustomize": "cli/test_run_command.py",
     "integrations/supervised": "suite/test_supervised.py", "integrations/reward_model": "suite/test_supervised.py",
 }  # fmt: skip
 """Parts of a larger unit, with the test (below tests/) that drives them through that unit."""
