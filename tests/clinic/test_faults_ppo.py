@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "suite"))
 
-import build_sampling  # noqa: E402
+import build_sampling
 
 pytestmark = [pytest.mark.slow, pytest.mark.trl]
 

@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("trl.experimental.ppo", reason="this TRL has no PPO: it is in 1.0 to 1.12")
 
-import build_sampling  # noqa: E402
+import build_sampling
 
-from trainvitals.events import Boundary  # noqa: E402
-from trainvitals.integrations.ppo import explained_variance, rollout_signals  # noqa: E402
+from trainvitals.events import Boundary
+from trainvitals.integrations.ppo import explained_variance, rollout_signals
 
 SETTINGS = {"updates": 3, "per_device_train_batch_size": 8, "num_ppo_epochs": 2, "lr_scheduler_type": "constant"}
 

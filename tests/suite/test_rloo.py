@@ -72,7 +72,7 @@ def test_the_reward_before_and_after_the_penalty(tmp_path, train, batches):
         assert seen.series("reward.penalised_mean")[step] == pytest.approx(float((reward - 0.5 * kl).mean()), rel=1e-4)
         assert seen.series("policy.kl_ref_sequence")[step] == pytest.approx(float(kl.mean()), abs=1e-6)
         # TRL logs the same estimate per token.
-        assert seen.logged("kl")[step] == pytest.approx(float((kl.sum() / batch["mask"].sum())), abs=1e-4)
+        assert seen.logged("kl")[step] == pytest.approx(float(kl.sum() / batch["mask"].sum()), abs=1e-4)
     assert abs(seen.series("policy.kl_ref_sequence")[3]) > 1e-3
     assert seen.series("reward.penalised_mean")[3] != seen.series("reward.mean")[3]
 

@@ -50,7 +50,7 @@ def install(hooks: Hooks) -> None:
         _install_self(hooks)
     elif hasattr(trainer, "filter_empty") and hasattr(trainer, "_generate_completion_ids"):
         _Written(hooks).install_ids("_generate_completion_ids")  # SSD: no teacher at all
-    elif hasattr(trainer, "teacher_model") and hasattr(trainer, "beta"):
+    elif hasattr(trainer, "teacher_model") and hasattr(trainer, "beta") and not hasattr(trainer, "reward_funcs"):  # MiniLLM is a GRPO: sampling.py
         _install_teacher(hooks)
 
 

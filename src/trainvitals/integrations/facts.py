@@ -55,6 +55,10 @@ _UNLESS_HOOKED = {
     "rloo": sampling.PENALTY | {"completion.tool_call_rate", "completion.tool_failure_fraction"},
 }  # fmt: skip
 # Signals that other trainers log and this one does not: they come only if a hook promises them.
+_SIDES = frozenset({"policy.clip_fraction_low", "policy.clip_fraction_high"})
+_RANGE = _SIDES | {"policy.clip_fraction", "policy.clip_low", "policy.clip_high"}
+_NO_CLIP = {"cispo": _SIDES, "sapo": _RANGE, "vespo": _RANGE, "dppo": _RANGE}
+# What TRL does not log with losses that clip on one side only or not at all.
 _LOGGED = {"ppo": frozenset({"policy.ratio_mean", "time.samples_per_second"})}
 # Signals that need a hook with other trainers and that this one logs.
 
@@ -119,8 +123,7 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:
         names -= {"policy.kl_ref", *sampling.PENALTY}  # TRL loads no reference model then
-    clips = {"cispo": {"low", "high"}, "sapo": {"low", "high", ""}, "vespo": {"low", "high", ""}}.get(str(getattr(args, "loss_type", "")), set())
-    names -= {"policy.clip_fraction" + (f"_{side}" if side else "") for side in clips}  # TRL logs none for these losses
+    names -= _NO_CLIP.get("dppo" if hasattr(args, "divergence_type") else str(getattr(args, "loss_type", "")), frozenset())
     if not getattr(args, "use_vllm", True):
         names -= {name for name in CATALOGUE if name.startswith("sampler.")}
     if str(getattr(getattr(args, "eval_strategy", "no"), "value", "no")) == "no":

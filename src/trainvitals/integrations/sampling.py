@@ -47,11 +47,13 @@ def install(hooks: Hooks) -> None:
     hooks.wrap(trainer, "_generate", reader.after_generate, gives=_GENERATE, needed=groups)
     if not groups:
         return
-    if not hasattr(trainer, "teacher_model"):  # MiniLLM's reward function is a placeholder: its teacher is the reward
+    if not hasattr(trainer, "teacher_model") or hasattr(trainer, "teacher_context_builder"):  # MiniLLM's reward function is a placeholder: its teacher is the reward
         hooks.wrap(trainer, "_calculate_rewards", reader.after_rewards, gives=_REWARDS)
         if hasattr(trainer, "reward_clip_range") and trainer.beta:
             before, after = reader.before_score, reader.after_score
             hooks.wrap(trainer, "_generate_and_score_completions", after, before=before, gives=PENALTY, needed=True)
+    if hasattr(trainer, "teacher_context_builder"):
+        return  # SDPO scores its samples to find a teacher among them: its loss is read in distillation.py
     hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
     gives = _LOSS | (_CLIP if reader.clips else frozenset()) | (_SEQUENCE if reader.clips and reader.sequence else frozenset())
     hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=gives, needed=True)
