@@ -9,10 +9,9 @@ this file. It must run in any Python from 3.7 on: a training may start helpers i
 
 from __future__ import annotations
 
-import functools
-import importlib.machinery
 import os
 import sys
+from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False  # as type checkers know it, without the milliseconds of importing typing in every process
 if TYPE_CHECKING:
@@ -102,6 +101,8 @@ def wrap(cls: Any, method: str) -> None:
 
 
 def _wrap_one(cls: Any, method: str) -> None:
+    import functools  # milliseconds that only a process with a trainer in it pays
+
     original = vars(cls)[method]
 
     @functools.wraps(original)
@@ -136,7 +137,7 @@ def before(trainer: Any) -> Callable[[BaseException], None] | None:
 def run_hidden() -> None:
     """Run the sitecustomize that would have been run without us, if there is one."""
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != FOLDER]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
+    spec = PathFinder.find_spec("sitecustomize", sys.path)
     if spec is None or spec.loader is None:
         return
     from importlib.util import module_from_spec
