@@ -32,6 +32,7 @@ ELSEWHERE = {
     "integrations/accelerate": "suite/test_beyond_trl.py", "integrations/lightning": "suite/test_beyond_trl.py",
     "integrations/bootstrap/sitecustomize": "cli/test_run_command.py",
     "integrations/supervised": "suite/test_supervised.py", "integrations/reward_model": "suite/test_supervised.py",
+    "integrations/preference": "suite/test_preference.py",
 }  # fmt: skip
 """Parts of a larger unit, with the test (below tests/) that drives them through that unit."""
 

@@ -132,6 +132,14 @@ def test_reward_models_accuracy_is_no_held_out_score() -> None:
     assert Mapper().resolve("accuracy") is None
 
 
+@pytest.mark.parametrize("row", [{"eval_mean_token_accuracy": 0.2, "eval_rewards/accuracies": 0.9}, {"eval/mean_token_accuracy": 0.2, "eval/rewards/accuracies": 0.9}])
+def test_held_out_accuracy_of_pairs_is_no_token_accuracy(row: dict[str, float]) -> None:
+    """DPO logs both in one evaluation row, the share of right tokens first."""
+    assert values(row) == {"eval.accuracy": 0.9}
+    bare = {key[5:]: value for key, value in row.items()}
+    assert Mapper("dpo").frame(bare, step=1, phase="eval").values == {"eval.accuracy": 0.9}
+
+
 def test_told_trainer_wins() -> None:
     mapper = Mapper("rloo")
     mapper.frame(GRPO, step=1)

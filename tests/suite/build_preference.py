@@ -94,11 +94,11 @@ def _offline(trainer: Any, config: Any, output_dir: str, data: Any, callbacks: S
     )
 
 
-def dpo(output_dir: str, *, callbacks: Sequence[Any] = (), data: Any = None, ref_model: Any = None, model: Any = None, **changes: Any) -> Any:
-    """A `trl.DPOTrainer`; `data`, `ref_model` and `model` replace the healthy ones."""
+def dpo(output_dir: str, *, callbacks: Sequence[Any] = (), data: Any = None, model: Any = None, held_out: Any = None, **changes: Any) -> Any:
+    """A `trl.DPOTrainer`; `data` and `model` replace the healthy ones, `held_out` is an evaluation set."""
     from trl import DPOConfig, DPOTrainer
 
-    return _offline(DPOTrainer, DPOConfig, output_dir, data or pairs(), callbacks, changes, ref_model=ref_model, model=model)
+    return _offline(DPOTrainer, DPOConfig, output_dir, data or pairs(), callbacks, changes, model=model, eval_dataset=held_out)
 
 
 def kto(output_dir: str, *, callbacks: Sequence[Any] = (), data: Any = None, model: Any = None, **changes: Any) -> Any:

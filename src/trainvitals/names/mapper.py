@@ -222,6 +222,7 @@ class Mapper:
         self._patterns.sort(key=lambda row: -len(row[0]) - len(row[1]))  # the most specific pattern first
         self._rank = {entry.raw: place for place, entry in enumerate(chosen)}
         self._eval = {entry.raw: entry for entry in transformers.EVAL}
+        self._eval_rank = {entry.raw: place for place, entry in enumerate(transformers.EVAL)}
 
     def _lookup(self, raw: str) -> tuple[str, float, bool] | None:
         entry = self._exact.get(raw)
@@ -265,7 +266,8 @@ class Mapper:
             signal, factor, held_out = found
             evaluation |= held_out
             train |= not held_out and signal not in _HEADER
-            place = self._rank.get(strip_train(raw), 0)
+            bare = strip_eval(raw) or (raw if phase == "eval" else None)
+            place = self._rank.get(strip_train(raw), 0) if bare is None else self._eval_rank.get(bare, 0)
             # Two raw names of one signal: the table's order decides.
             if signal and (signal not in chosen or place < chosen[signal][0]):
                 chosen[signal] = (place, raw, factor)
