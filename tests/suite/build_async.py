@@ -190,6 +190,7 @@ def async_grpo(
     *,
     reward: Any = tiny.vowels,
     sampler: dict[str, Any] | None = None,
+    peft_config: Any = None,
     callbacks: Sequence[Any] = (),
     **changes: Any,
 ) -> Any:
@@ -199,11 +200,12 @@ def async_grpo(
         output_dir: Where the trainer writes.
         reward: Reward function.
         sampler: Arguments of `Sampler`: how the worker fails.
+        peft_config: Train an adapter (TRL 1.15 and later).
         callbacks: Callbacks for the trainer.
         **changes: Fields of `AsyncGRPOConfig` to set differently.
 
     Raises:
-        ImportError: If this TRL needs a package that is not installed (aiohttp in 1.0 to 1.12).
+        ImportError: If this TRL needs a package that is not installed (aiohttp in 1.0 to 1.12) or knows no adapters.
     """
     from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
     from trl.experimental.async_grpo import async_grpo_trainer as module
@@ -231,7 +233,11 @@ def async_grpo(
     settings = _arguments(output_dir, {"num_generations": GROUP, **changes})
     if "token_budget" in AsyncGRPOConfig.__dataclass_fields__:
         settings.setdefault("token_budget", 0)  # a fixed count of samples per micro-batch; None would ask the server
-    transfer = {"weight_transfer": worker} if "weight_transfer" in inspect.signature(AsyncGRPOTrainer.__init__).parameters else {}
+    known = inspect.signature(AsyncGRPOTrainer.__init__).parameters
+    if peft_config is not None and "peft_config" not in known:
+        msg = "it trains no adapters"
+        raise ImportError(msg)
+    transfer = {"weight_transfer": worker} if "weight_transfer" in known else {}
     return AsyncGRPOTrainer(
         model=path,
         reward_funcs=reward,
@@ -241,6 +247,7 @@ def async_grpo(
         callbacks=list(callbacks),
         rollout_worker=worker,
         **transfer,
+        **({} if peft_config is None else {"peft_config": peft_config}),
     )
 
 

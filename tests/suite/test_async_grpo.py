@@ -104,13 +104,17 @@ def test_a_sync_that_hands_over_nothing_new_is_seen(tmp_path, train, takes, expe
     assert set(seen.series("rollout.sync_changed").values()) == expected
 
 
-def test_an_adapter_that_is_not_merged_before_the_sync_is_seen(tmp_path, train):
-    trainer = trainer_of(build_async.async_grpo, tmp_path, max_steps=4)
-    stream = [(name, tensor.detach().clone()) for name, tensor in trainer.model.named_parameters()]
-    trainer._streaming_iter = lambda: iter(stream)  # base weights without the adapter: always the same
+@pytest.mark.parametrize("merged", [True, False])
+def test_an_adapter_that_is_not_merged_before_the_sync_is_seen(tmp_path, train, merged):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    trainer = trainer_of(build_async.async_grpo, tmp_path, max_steps=3, peft_config=config)
+    if not merged:
+        trainer.model.merge_adapter = trainer.model.unmerge_adapter = lambda *args, **kwargs: None
     seen = train(trainer)
-    assert set(seen.series("rollout.sync_changed").values()) == {0.0}
-    assert trainer.rollout_worker.received >= 4 * len(stream)  # they passed through untouched
+    assert set(seen.series("rollout.sync_changed").values()) == {float(merged)}
+    assert close(seen.series("policy.ratio_mean"), seen.logged("ratio"))
+    assert trainer.rollout_worker.received >= 3 * 26  # the stream went on to the sampler
 
 
 def test_nothing_is_said_about_a_sync_while_the_trainer_stands_still(tmp_path, train):
