@@ -27,35 +27,36 @@ _MADE: dict[str, Any] = {}
 
 
 def speaker(name: str) -> Any:
-    """A copy of a small model that was taught to answer: ``plain`` random letters, ``vowels`` mostly vowels, ``both`` vowels on a `HINT`.
+    """A copy of a small model that was taught to answer: ``plain`` random letters, ``vowels`` mostly vowels, ``both`` vowels on a
+    `HINT`, ``brief`` one or two letters on a `HINT`.
 
-    All three start from the same weights, so a student is near enough to its teacher to learn in a few dozen steps.
+    All start from the same weights, so a student is near enough to its teacher to learn in a few dozen steps.
     """
     if name not in _MADE:
         vocabulary = tiny.tokenizer()
         model = tiny.model(vocabulary)
-        if name == "both":
-            _teach(model, vocabulary, {"": _ALPHABET, f" {HINT}": _VOWELS}, steps=160)
+        if name in {"both", "brief"}:
+            _teach(model, vocabulary, {"": _ALPHABET, f" {HINT}": _VOWELS}, steps=160, brief=name == "brief")
         else:
             _teach(model, vocabulary, {"": _VOWELS if name == "vowels" else _ALPHABET}, steps=120)
         _MADE[name] = model
     return copy.deepcopy(_MADE[name])
 
 
-def _teach(model: Any, vocabulary: Any, answers: dict[str, str], *, steps: int) -> None:
+def _teach(model: Any, vocabulary: Any, answers: dict[str, str], *, steps: int, brief: bool = False) -> None:
     random = Random(0)
     rows = []
     for suffix, letters in answers.items():
         ids = vocabulary.convert_tokens_to_ids(list(letters))
         for text in tiny.questions():
             start = vocabulary.apply_chat_template([{"role": "user", "content": text + suffix}], add_generation_prompt=True, tokenize=False)
-            rows.append((vocabulary(start)["input_ids"], ids))
+            rows.append((vocabulary(start)["input_ids"], ids, (1, 2) if brief and suffix else (3, 9)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     model.train()
     for _ in range(steps):
         batch = []
-        for start, ids in random.sample(rows, 16):
-            answer = [*random.choices(ids, k=random.randint(3, 9)), vocabulary.eos_token_id]
+        for start, ids, lengths in random.sample(rows, 16):
+            answer = [*random.choices(ids, k=random.randint(*lengths)), vocabulary.eos_token_id]
             batch.append((torch.tensor(start + answer), torch.tensor([-100] * len(start) + answer)))
         pad = torch.nn.utils.rnn.pad_sequence
         ids = pad([row for row, _ in batch], batch_first=True, padding_value=vocabulary.pad_token_id)
