@@ -59,10 +59,12 @@ def test_kl_means_what_the_trainer_means(row: dict[str, float], trainer: str, si
 
 def test_a_queue_has_one_name_whatever_the_version() -> None:
     """AsyncGRPO of TRL 1.0 and of 1.16, and AsyncDistillation, which is a distillation trainer with a queue."""
-    old = values({"reward": 1.0, "ratio": 1.0, "clip_ratio": 0.2, "buffer_qsize": 3.0, "queue_wait_time_s": 0.5, "weight_sync_time_s": 2.0})
+    row = {"clip_ratio": 0.2, "buffer_qsize": 3.0, "queue_wait_time_s": 0.5, "weight_sync_time_s": 2.0}
+    old = values({"reward": 1.0, "ratio": 1.0, **row})
     assert (old["rollout.queue_size"], old["time.data_wait_seconds"], old["rollout.sync_seconds"]) == (3.0, 0.5, 2.0)
     assert old["policy.ratio_outside_fraction"] == 0.2  # whatever the advantage's sign, unlike GRPO's old clip_ratio
-    queue = {"sample/rollout_queue_size": 3.0, "sample/staleness_mean": 1.5, "sample/dropped_stale_total": 4.0, "perf/weight_sync_s": 2.0}
+    queue = {"sample/rollout_queue_size": 3.0, "sample/staleness_mean": 1.5, "sample/dropped_stale_total": 4.0}
+    queue["perf/weight_sync_s"] = 2.0
     new = values({"reward": 1.0, "ratio": 1.0, "clip_ratio/region_mean": 0.1, **queue})
     mapper = Mapper()
     distilled = mapper.frame({"jsd": 0.5, "entropy": 1.0, **queue}, step=1).values
