@@ -210,6 +210,10 @@ SUBCLASSES = """
     class Mine(Loop):
         def train(self, *args, **kwargs):
             return super().train(*args, **kwargs)
+    class Own(Trainer):
+        def train(self, steps=1):
+            return "own loop"
+    print(Own().train())
     trainer = Mine()
     print(trainer.train(3), trainer.train(steps=4), Loop().train())
     print(Trainer.train.__doc__, str(inspect.signature(Trainer.train)), "def train(self, steps=1)" in inspect.getsource(Trainer.train))
@@ -220,7 +224,7 @@ def test_every_trainer_is_seen_once_whatever_class_trains(tmp_path: Path, stand_
     with_our_side(stand_in, "print('attach', type(trainer).__name__)")
     done = vitals_run(*python(tmp_path, SUBCLASSES, stand_in), cwd=tmp_path)
     assert done.stdout.splitlines() == [
-        "made Mine", "attach Mine", "trained 3", "trained 4", "attach Loop", "trained 1", "4 5 2", "Trains. (self, steps=1) True"
+        "made Mine", "attach Own", "own loop", "attach Mine", "trained 3", "trained 4", "attach Loop", "trained 1", "4 5 2", "Trains. (self, steps=1) True"
     ]  # fmt: skip
     assert done.returncode == 0
 
