@@ -13,7 +13,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainvitals.integrations import adapters, async_rollout, distillation, moe, ppo, preference, ranks, reward_model, sampling, supervised
+from trainvitals.integrations import (
+    adapters,
+    async_rollout,
+    distillation,
+    moe,
+    ppo,
+    preference,
+    ranks,
+    reward_model,
+    sampling,
+    supervised,
+)
 from trainvitals.integrations.hooks import Hooks
 from trainvitals.integrations.transformers import VitalsCallback
 
