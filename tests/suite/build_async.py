@@ -154,16 +154,16 @@ class Sampler:
         pad, end, width = self.vocabulary.pad_token_id, self.vocabulary.eos_token_id, max(map(len, starts))
         ids = torch.tensor([[pad] * (width - len(start)) + start for start in starts])
         mask = (ids != pad).long()
-        chosen, scores, alive = [], [], torch.ones(len(starts), dtype=torch.bool)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        chosen, scores, alive, cache = [], [], torch.ones(len(starts), dtype=torch.bool), None
         for _ in range(CAP):
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -1].float()
-            logps = logits.log_softmax(-1)
-            token = torch.multinomial(logps.exp(), 1, generator=self._random)
-            chosen.append(torch.where(alive, token[:, 0], -1))
-            scores.append(logps.gather(-1, token)[:, 0])
-            ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
-            alive = alive & (token[:, 0] != end)
+            result = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+            logps, cache = result.logits[:, -1].float().log_softmax(-1), result.past_key_values
+            ids = torch.multinomial(logps.exp(), 1, generator=self._random)
+            chosen.append(torch.where(alive, ids[:, 0], -1))
+            scores.append(logps.gather(-1, ids)[:, 0])
+            mask, positions = torch.cat([mask, torch.ones_like(ids)], 1), positions[:, -1:] + 1
+            alive = alive & (ids[:, 0] != end)
             if not alive.any():
                 break
         table, values = torch.stack(chosen, 1).tolist(), torch.stack(scores, 1).tolist()
