@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trainvitals.integrations import tiny
+from trainvitals.monitor import Monitor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "suite"))
 import build_supervised as build
@@ -39,6 +40,15 @@ def headline(patient: Any, rule: str) -> str:
     return next(line for line in patient.said if f"({rule}, step" in line)
 
 
+def on_the_log(patient: Any) -> set[str]:
+    """Loud rules when only the rows that the trainer logged are known."""
+    with Monitor(console=False, fail_soft=False) as monitor:
+        for row in patient.trainer.state.log_history:
+            if "train_runtime" not in row:
+                monitor.log(row["step"], {name: value for name, value in row.items() if name != "step"})
+    return {one.rule.id for one in monitor.findings if one.state == "firing" and one.severity != "info"}
+
+
 def test_a_response_template_that_is_never_found(tmp_path, observe):
     vocabulary = tiny.tokenizer()
     patient = observe(build.sft(str(tmp_path / "fault"), collator=build.ResponseOnly(vocabulary, "### Response:"), **CALM))
@@ -48,8 +58,10 @@ def test_a_response_template_that_is_never_found(tmp_path, observe):
     assert "ERROR" in line
     assert patient.monitor.verdict.state == "stalled"
     assert patient.monitor.verdict.decision in {"stop", "restart_from"}
+    assert on_the_log(patient) == {"labels-masked"}
     twin = observe(build.sft(str(tmp_path / "twin"), collator=build.ResponseOnly(vocabulary, "<|im_start|>assistant\n"), **CALM))
     assert twin.loud == {}
+    assert on_the_log(twin) == set()
 
 
 def test_an_end_token_that_is_the_pad_token(tmp_path, observe):
@@ -141,6 +153,7 @@ def test_a_healthy_reward_model(tmp_path, observe):
     """The twin of the three below."""
     patient = observe(build.reward(str(tmp_path), rows=build.pairs(256), **{**CALM, "max_steps": 60}))
     assert patient.loud == {}
+    assert on_the_log(patient) == set()
 
 
 def test_pairs_of_one_answer(tmp_path, observe):
@@ -149,6 +162,7 @@ def test_pairs_of_one_answer(tmp_path, observe):
     assert patient.loud["identical-pairs"] <= 6
     assert "100% of the pairs have the same chosen and rejected response." in line
     assert "Check the dataset's columns and max_length." in line
+    assert on_the_log(patient) == {"identical-pairs"}
 
 
 def test_pairs_that_only_length_tells_apart(tmp_path, observe):
