@@ -56,7 +56,8 @@ def test_the_numbers_are_those_of_the_weights(tmp_path, train, saw, name):
     assert seen.series("adapter.effective_rank")[STEPS] == pytest.approx(rank, rel=1e-2)
     assert seen.series("adapter.delta_ratio")[STEPS] == pytest.approx(ratio, rel=1e-3)
     still = seen.series("adapter.still_fraction")
-    assert still[1] == 1.0 and still[STEPS] == 0.0  # the warm-up begins at a rate of zero
+    assert still[1] == 1.0
+    assert still[STEPS] == 0.0
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert seen.series("adapter.trainable_fraction") == {1: pytest.approx(trainable / sum(p.numel() for p in model.parameters()))}
     assert set(seen.series("optim.trainable_with_grad").values()) == {1.0}
@@ -96,7 +97,8 @@ def test_four_bit_weights_are_not_measured(tmp_path, train, saw):
     assert seen.notices == []
     saw("sft-qlora", seen)
     assert not any(math.isnan(value) for frame in seen.frames for value in frame.values.values())
-    assert "adapter.delta_ratio" not in seen.signals and "adapter.delta_ratio" not in seen.start.emits
+    assert "adapter.delta_ratio" not in seen.signals
+    assert "adapter.delta_ratio" not in seen.start.emits
     norms = [
         float(m.lora_B["default"].weight.detach().float().norm()) for m in seen.trainer.model.modules() if hasattr(m, "lora_B")
     ]

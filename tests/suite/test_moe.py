@@ -99,7 +99,8 @@ def test_the_loads_are_those_of_the_routers(tmp_path, train, saw, kind, calls):
     )
     assert seen.series("moe.fair_load_fraction") == {1: 0.5}
     assert seen.series("moe.aux_loss") == pytest.approx(seen.logged("aux_loss"))
-    assert calls[:2] == [found["tokens"]] * 2 and len(calls) == 2 * STEPS  # two layers, padding left out
+    assert calls[:2] == [found["tokens"]] * 2
+    assert len(calls) == 2 * STEPS
     assert ours(trainer.model) == []
 
 
@@ -140,7 +141,8 @@ def test_training_survives_a_router_that_cannot_be_read(tmp_path, train, monkeyp
     trainer = build_models.sft(str(tmp_path), model=mixture(), **CALM)
     seen = train(trainer)
     assert trainer.state.global_step == STEPS
-    assert len(seen.notices) == 1 and "LookupError: no such router. Training goes on." in seen.notices[0]
+    assert len(seen.notices) == 1
+    assert "LookupError: no such router. Training goes on." in seen.notices[0]
     assert ours(trainer.model) == []
 
 
@@ -240,7 +242,8 @@ LOGITS, PICKS = torch.zeros(6, 8), torch.zeros(6, 2, dtype=torch.long)
 )
 def test_what_routers_return(output, logits, picks):
     found = moe.read_output(output, 8, 2)
-    assert found[0] is logits and found[1] is picks
+    assert found[0] is logits
+    assert found[1] is picks
 
 
 def test_an_output_without_either_is_an_error():
