@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from trainvitals.diagnosis import Trend, VerdictMaker, ancestors
+from trainvitals.detectors.trend import Trend
+from trainvitals.diagnosis import VerdictMaker, ancestors
 from trainvitals.findings import Finding, RuleRef
 from trainvitals.rulelang.errors import Where
 from trainvitals.rulelang.expr import Expr, Flag

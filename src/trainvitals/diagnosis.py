@@ -7,12 +7,11 @@ none is open, from evidence of progress: without a significant trend a healthy r
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainvitals.detectors.trend import Trend
 from trainvitals.findings import Category, Decision, Finding, Severity, Verdict, VerdictState
 from trainvitals.rulelang.model import Rule
 
@@ -110,74 +109,6 @@ class Incidents:
             if rule in self._causes.get(other.rule, frozenset()) and step - other.step <= INCIDENT_UPDATES:
                 return other.incident, "root"
         return None, "independent"
-
-
-class Trend:
-    """Whether a signal has been rising lately: Mann-Kendall on block means over the recent half of the run.
-
-    At most 64 blocks are kept; when they are full, neighbours are merged, so memory is constant and the look-back is always
-    a share of the run. The variance is widened by the blocks' lag-1 autocorrelation (Hamed & Rao 1998, first order).
-    """
-
-    __slots__ = ("_count", "_known", "_sum", "blocks", "size")
-    LIMIT = 64
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.blocks: list[float] = []
-        self._sum = 0.0
-        self._count = 0
-        self._known: tuple[int, int, float | None] = (0, 0, None)
-
-    def add(self, value: float) -> None:
-        """Take one finite value."""
-        self._sum += value
-        self._count += 1
-        if self._count == self.size:
-            self.blocks.append(self._sum / self.size)
-            self._sum, self._count = 0.0, 0
-            if len(self.blocks) == self.LIMIT:
-                self.blocks = [(self.blocks[at] + self.blocks[at + 1]) / 2 for at in range(0, self.LIMIT, 2)]
-                self.size *= 2
-
-    def z(self) -> float | None:
-        """Standard errors by which the recent half rises (negative: falls); None with too few blocks."""
-        if self._known[:2] != (self.size, len(self.blocks)):  # blocks come ever more rarely as a run grows
-            self._known = (self.size, len(self.blocks), self._z())
-        return self._known[2]
-
-    def _z(self) -> float | None:
-        if len(self.blocks) < 12 and not (self.size == 1 and len(self.blocks) >= 5):
-            return None
-        recent = self.blocks[-max(12, len(self.blocks) // 2) :]
-        n = len(recent)
-        s = sum((later > earlier) - (later < earlier) for at, earlier in enumerate(recent) for later in recent[at + 1 :])
-        variance = n * (n - 1) * (2 * n + 5) / 18 * _widening(recent)
-        return (s - math.copysign(1, s)) / math.sqrt(variance) if s else 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
-        return {"size": self.size, "blocks": list(self.blocks), "sum": self._sum, "count": self._count}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self.size, self.blocks, self._sum, self._count = state["size"], list(state["blocks"]), state["sum"], state["count"]
-        self._known = (0, 0, None)
-
-
-def _widening(values: Sequence[float]) -> float:
-    """(1 + r) / (1 - r) for the lag-1 autocorrelation r of the values around their own straight line, at least 1."""
-    n = len(values)
-    middle, mean = (n - 1) / 2, sum(values) / n
-    spread = sum((at - middle) ** 2 for at in range(n))
-    slope = sum((at - middle) * (value - mean) for at, value in enumerate(values)) / spread
-    rest = [value - mean - slope * (at - middle) for at, value in enumerate(values)]
-    power = sum(value * value for value in rest)
-    if power <= 1e-24 * (1 + mean * mean):
-        return 1.0
-    r = sum(one * two for one, two in itertools.pairwise(rest)) / power
-    r = min(max(r, 0.0), 0.9)
-    return (1 + r) / (1 - r)
 
 
 class VerdictMaker:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from trainvitals.rulelang import expr as ex
 from trainvitals.rulelang import ranges, units
 from trainvitals.rulelang.expr import Node
-from trainvitals.rulelang.functions import BOUNDARIES, MAX_WINDOW, Function
+from trainvitals.rulelang.functions import AXES, BOUNDARIES, MAX_WINDOW, Function
 from trainvitals.rulelang.ranges import ANY, BOOL, INF, Type
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def _length(checker: _Checker, function: Function, key: str, value: Node) -> Non
     if key in ("tokens", "seconds"):
         least = 1e-3
     longest = LONGEST.get(key, float(MAX_WINDOW))
+    if function.samples is not None and key in AXES:
+        least, longest = map(float, function.samples)
     for end in ends:
         whole = end == int(end) or key in ("tokens", "seconds")
         if not (least <= end <= longest and whole):

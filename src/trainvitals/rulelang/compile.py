@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 RUN_NAMES = ("step", "progress", "total_steps", "trainer", "framework", "world_size", "phase", "logging_every")
 
-_WINDOW_COST = {"mean": 3.0, "share_true": 3.0, "delta": 3.0, "count": 3.0, "sum": 3.0, "frozen_median": 2.0, "frozen_spread": 2.0, "minimum": 4.0, "maximum": 4.0}
+_WINDOW_COST = {"mean": 3.0, "share_true": 3.0, "delta": 3.0, "count": 3.0, "sum": 3.0, "frozen_median": 2.0, "frozen_spread": 2.0, "minimum": 4.0, "maximum": 4.0, "trend_z": 100.0, "theil_sen": 200.0}
 
 
 class RuleStatus(Protocol):

@@ -34,6 +34,7 @@ class Function:
         axes: Exactly one of these must be given.
         kind: Type of the result.
         meaning: One sentence.
+        samples: Fewest and most updates or points of its window; None: as many as any window.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Function:
     optional: tuple[str, ...] = ()
     axes: tuple[str, ...] = ()
     kind: Literal["number", "bool"] = "number"
+    samples: tuple[int, int] | None = None
 
     @property
     def usage(self) -> str:
@@ -60,6 +62,14 @@ def _window(name: str, meaning: str, args: tuple[Argument, ...] = ("number",)) -
     return Function(name, "window", args, meaning, axes=AXES)
 
 
+def _trend(name: str, meaning: str) -> Function:
+    return Function(name, "window", ("number",), meaning, axes=("updates", "points"), samples=(10, 512))
+
+
+def _shift(name: str, meaning: str) -> Function:
+    return Function(name, "reference", ("number",), meaning, keywords=("points",), optional=("skip",), samples=(30, 2000))
+
+
 def _reference(name: str, meaning: str) -> Function:
     return Function(name, "reference", ("number",), meaning, keywords=("updates",), optional=("skip",))
 
@@ -73,6 +83,8 @@ _ALL = (
     _window("sum", "Sum of the samples inside."),
     _window("quantile", "Quantile q (0..1) with linear interpolation.", ("number", "fraction")),
     _window("slope", "Least-squares slope, per update (on other axes per point, token or second)."),
+    _trend("trend_z", "Standard errors by which x rises inside (negative: falls): Mann-Kendall, for ties and autocorrelation; compare with 4.5."),
+    _trend("theil_sen", "Median slope of all pairs of samples inside, per update or point; a quarter of wild samples cannot turn it."),
     _window("delta", "Last minus first sample inside."),
     _window("count", "Number of samples inside."),
     _window("share_true", "Share of evaluations inside at which a condition held; unknown ones do not count.", ("bool",)),
@@ -80,6 +92,8 @@ _ALL = (
     _reference("frozen_spread", "1.4826 * median absolute deviation over an early stretch of this run, fixed once it is over."),
     _reference("trailing_median", "Median over a stretch that ends `skip` updates ago."),
     _reference("trailing_spread", "1.4826 * median absolute deviation over a stretch that ends `skip` updates ago."),
+    _shift("shift_up", "log10 of the evidence, -1 to 8, that x has moved up against its last samples; 4: chance alone says so once in 10,000 samples."),
+    _shift("shift_down", "The same for a move down."),
     Function("updates_since", "time", ("boundary",), "Updates since a boundary; unknown before the first."),
     Function("seconds_since", "time", ("boundary",), "Seconds since a boundary or update_end; unknown without times."),
     Function("age", "time", ("signal",), "Updates since the newest finite sample of a signal."),

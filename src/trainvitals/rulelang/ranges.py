@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from trainvitals.detectors.shift import CAP
 from trainvitals.rulelang import expr as ex
 from trainvitals.rulelang import units
 from trainvitals.rulelang.expr import Kind, Node
@@ -74,7 +75,11 @@ def window(function: str, value: Type, axis: str) -> Type:
             return Type("number", value.unit, 0.0, 1.4826 * width)
         case "sum":
             return Type("number", value.unit, 0.0 if low >= 0 else -INF, 0.0 if high <= 0 else INF)
-        case "slope":
+        case "trend_z":
+            return Type("number", "sigma", -15.0, 15.0)  # a hundred samples in order have 14.7
+        case "shift_up" | "shift_down":
+            return Type("number", "decades", -1.0, CAP)
+        case "slope" | "theil_sen":
             return Type("number", units.multiply(value.unit, axis, -1) if value.unit else None)
         case "delta":
             return Type("number", value.unit, -width, width)

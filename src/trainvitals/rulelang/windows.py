@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainvitals.events import Frame, SignalSpec, split_label
-from trainvitals.rulelang.windows_derived import Derived, Elementwise, Frozen
+from trainvitals.rulelang.windows_derived import Derived, Elementwise, Frozen, Shifted
 from trainvitals.rulelang.windows_long import Extreme, Ordered, Slope, Sums
 from trainvitals.rulelang.windows_series import BAND, KEEP, STALE_AFTER, Axis, Clock, Series
 from trainvitals.rulelang.windows_stats import (
@@ -23,6 +23,8 @@ from trainvitals.rulelang.windows_stats import (
     ShortSlope,
     ShortStd,
     ShortSum,
+    ShortTheilSen,
+    ShortTrend,
     Window,
 )
 
@@ -52,7 +54,7 @@ class Store:
         self._derived: dict[str, Derived] = {}
         self._elementwise: dict[str, Elementwise] = {}
         self.news: list[Series] = []
-        self._windows: dict[str, Window | Frozen] = {}
+        self._windows: dict[str, Window | Frozen | Shifted] = {}
         self._wide: list[Series] = []
         self._next_trim = _TRIM_EVERY
         self._closed = 0
@@ -176,7 +178,7 @@ class Store:
                 entry.lo = saved["seen"]
         return self._elementwise[key]
 
-    def window(self, function: str, series: Series, axis: Axis, length: float, *, q: float = 0.5, skip: float = 0) -> Window | Frozen:
+    def window(self, function: str, series: Series, axis: Axis, length: float, *, q: float = 0.5, skip: float = 0) -> Window | Frozen | Shifted:
         """The shared window for a function over a series; made on first use.
 
         Args:
@@ -272,7 +274,7 @@ class Store:
                 window.restore(self._saved["windows"].pop(key))
 
 
-def _build(function: str, key: str, series: Series, axis: Axis, length: float, q: float, skip: float) -> Window | Frozen:
+def _build(function: str, key: str, series: Series, axis: Axis, length: float, q: float, skip: float) -> Window | Frozen | Shifted:
     short = axis in ("updates", "points") and length <= SHORT
     match function:
         case "mean" | "share_true":
@@ -289,6 +291,10 @@ def _build(function: str, key: str, series: Series, axis: Axis, length: float, q
             return Ordered("quantile", key, series, axis, length, q=0.5 if function == "median" else q)
         case "slope":
             return ShortSlope(key, series, axis, length) if short else Slope(key, series, axis, length)
+        case "trend_z":
+            return ShortTrend(key, series, axis, length)
+        case "theil_sen":
+            return ShortTheilSen(key, series, axis, length)
         case "delta":
             return Delta(key, series, axis, length)
         case "count":
@@ -297,6 +303,8 @@ def _build(function: str, key: str, series: Series, axis: Axis, length: float, q
             return Ordered("quantile" if function == "trailing_median" else "spread", key, series, axis, length, skip=skip)
         case "frozen_median" | "frozen_spread":
             return Frozen(function.removeprefix("frozen_"), key, series, length, skip)
+        case "shift_up" | "shift_down":
+            return Shifted(1 if function == "shift_up" else -1, key, series, length, skip)
         case _:
             msg = f"no window function {function!r}"
             raise ValueError(msg)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trainvitals.detectors.shift import Shift
 from trainvitals.rulelang.windows_long import MAD_TO_SIGMA, median_deviation, quantile
 from trainvitals.rulelang.windows_series import Series
 from trainvitals.rulelang.windows_stats import MIN_SAMPLES, MIN_SHARE
@@ -74,6 +75,56 @@ class Frozen:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self._taken, self._collected, self._result = state["taken"], list(state["collected"]), state["result"]
+        self.lo = len(self.series.xs)
+
+
+class Shifted:
+    """Evidence that a series has moved to one side of its own last samples (`detectors.shift`), from ``skip`` updates on."""
+
+    __slots__ = ("_taken", "detector", "key", "lo", "series", "skip")
+
+    def __init__(self, side: int, key: str, series: Series, points: float, skip: float) -> None:
+        self.detector = Shift(side, int(points))
+        self.key = key
+        self.series = series
+        self.skip = skip
+        self.lo = 0
+        self._taken = 0
+        series.windows.append(self)
+
+    def value(self) -> float | None:
+        """log10 of the evidence; None before the first sample was judged, and when the series is stale."""
+        if self._taken != self.series.total:
+            self.advance()
+        evidence = self.detector.evidence
+        return evidence if evidence is not None and self.series.fresh() else None
+
+    def advance(self) -> None:
+        """Judge every new sample, once and in order."""
+        series = self.series
+        xs, steps, add = series.xs, series.steps, self.detector.add
+        start = (series.clock.origin or 0) + self.skip
+        for index in range(self._taken - series.dropped, len(xs)):
+            if steps[index] > start:
+                add(xs[index])
+        self._taken = series.total
+        self.lo = len(xs)
+
+    def shift(self, count: int) -> None:
+        """The series dropped samples; positions here count from the run's start."""
+
+    def rebuild(self) -> None:
+        """A late sample is not judged: its turn is over."""
+        self._taken = self.series.total
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {"taken": self._taken, "detector": self.detector.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._taken = state["taken"]
+        self.detector.load_state_dict(state["detector"])
         self.lo = len(self.series.xs)
 
 

@@ -16,6 +16,7 @@ from bisect import bisect_right
 from operator import mul
 from typing import Any
 
+from trainvitals.detectors.trend import mann_kendall, theil_sen
 from trainvitals.rulelang.windows_series import Axis, Series
 
 SHORT = 512
@@ -301,6 +302,24 @@ class ShortSlope(Short):
             return None
         mean = sum(values) / count  # centred, so that a large level does not eat the digits of a small slope
         return float(sum(map(mul, times, [value - mean for value in values])) / spread)
+
+
+class ShortTrend(Short):
+    """Mann-Kendall z of a slice."""
+
+    __slots__ = ()
+
+    def of(self, values: list[float]) -> float | None:
+        return mann_kendall(values)
+
+
+class ShortTheilSen(Short):
+    """Median slope of all pairs of a slice: per update, or per sample on the axis ``points``."""
+
+    __slots__ = ()
+
+    def of(self, values: list[float]) -> float | None:
+        return theil_sen(values, None if self._places is None else self._places[self.lo :])
 
 
 class Delta(Window):
