@@ -95,14 +95,14 @@ class Trend:
         size: Samples in a block at first.
     """
 
-    __slots__ = ("_count", "_known", "_sum", "blocks", "nonfinite", "size")
+    __slots__ = ("_count", "_known", "_start", "_sum", "blocks", "nonfinite", "size")
     LIMIT = 64
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.blocks: list[float] = []
         self.nonfinite = 0
-        self._sum = 0.0
+        self._start = self._sum = 0.0
         self._count = 0
         self._known: tuple[int, int, float | None] = (0, 0, None)
 
@@ -111,10 +111,12 @@ class Trend:
         if value - value != 0.0:
             self.nonfinite += 1
             return
-        self._sum += value
+        if self._count == 0:
+            self._start = value
+        self._sum += value - self._start  # around the block's first value: blocks of a constant must tie to the last digit
         self._count += 1
         if self._count == self.size:
-            self.blocks.append(self._sum / self.size)
+            self.blocks.append(self._start + self._sum / self.size)
             self._sum, self._count = 0.0, 0
             if len(self.blocks) == self.LIMIT:
                 self.blocks = [(self.blocks[at] + self.blocks[at + 1]) / 2 for at in range(0, self.LIMIT, 2)]
@@ -133,10 +135,10 @@ class Trend:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""
-        return {"size": self.size, "blocks": list(self.blocks), "sum": self._sum, "count": self._count, "nonfinite": self.nonfinite}
+        return {"size": self.size, "blocks": list(self.blocks), "start": self._start, "sum": self._sum, "count": self._count, "nonfinite": self.nonfinite}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.size, self.blocks, self._sum, self._count = state["size"], list(state["blocks"]), state["sum"], state["count"]
-        self.nonfinite = state["nonfinite"]
+        self.size, self.blocks, self._count, self.nonfinite = state["size"], list(state["blocks"]), state["count"], state["nonfinite"]
+        self._start, self._sum = state["start"], state["sum"]
         self._known = (0, 0, None)
