@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainvitals.detectors.shift import BETS, CAP, LEARN, Shift, decimation
+from trainvitals.detectors.shift import CAP, LEARN, Shift, decimation
+
+
+def factors(p: Any) -> tuple[Any, Any]:
+    """What the two bets pay."""
+    return 1 + 0.9 * (1 - 2 * p), 0.5 / p**0.5
 
 
 def by_hand(xs: list[float], side: int, window: int) -> list[float | None]:
     """The evidence after each sample, from the formula."""
-    grown, said = [0.0] * len(BETS), []
+    grown, said = [1.0, 1.0], []
     for at, x in enumerate(xs):
         past = xs[max(0, at - window) : at]
         if not past:
@@ -23,8 +29,8 @@ def by_hand(xs: list[float], side: int, window: int) -> list[float | None]:
             continue
         beyond = sum(side * other > side * x for other in past)
         p = (beyond + 0.5 * past.count(x) + 0.5) / (len(past) + 1)
-        grown = [min(CAP * math.log(10), max(0.0, log) + math.log(1 + bet * (1 - 2 * p))) for log, bet in zip(grown, BETS, strict=True)]
-        said.append(math.log10(np.mean(np.exp(grown))))
+        grown = [min(10**CAP, max(1.0, m) * factor) for m, factor in zip(grown, factors(p), strict=True)]
+        said.append(math.log10(sum(grown) / 2))
     return said
 
 
@@ -47,6 +53,18 @@ def test_only_ranks_matter(xs: list[float], scale: float) -> None:
     order = {x: float(at) for at, x in enumerate(sorted(set(xs)))}
     for x in xs:
         assert plain.add(x) == bent.add(scale * order[x] ** 3 - 5) == mirror.add(-x)
+
+
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=30))
+def test_the_bets_are_fair_on_any_sample_with_any_ties(groups: list[int]) -> None:
+    """Averaged over which of the samples comes last, no bet pays more than its stake; ties may only lower it."""
+    n, below, pay = sum(groups), 0, np.zeros(2)
+    for size in groups:
+        beyond = n - below - size
+        pay += size * np.array(factors((beyond + 0.5 * size) / n))
+        below += size
+    assert pay[0] / n == pytest.approx(1.0)
+    assert pay[1] / n <= 1.0 + 1e-12
 
 
 @pytest.mark.parametrize("kind", ["normal", "t1", "shares with ties", "three values"])
@@ -75,15 +93,14 @@ def test_small_alphas_hold_with_a_sliding_window_and_not_with_a_frozen_one() -> 
     xs = np.random.default_rng(5).standard_normal((300, 3_000)).astype(np.float32)
     alarms = {}
     for frozen in (False, True):
-        logs, best = np.zeros((len(BETS), 300)), np.zeros(300)
+        grown = np.ones((2, 300))
         limit = 6 if frozen else 4
         alarmed = np.full(300, 3_000)
         for at in range(1, 3_000):
             past = xs[:, : min(at, 50)] if frozen else xs[:, max(0, at - 50) : at]
             p = ((past > xs[:, at : at + 1]).sum(1) + 0.5) / (past.shape[1] + 1)
-            logs = np.maximum(logs, 0) + np.log1p(np.outer(BETS, 1 - 2 * p))
-            best = np.log10(np.exp(np.minimum(logs, 50)).mean(0))
-            alarmed = np.where((best >= limit) & (alarmed == 3_000), at, alarmed)
+            grown = np.minimum(np.maximum(grown, 1) * np.array(factors(p)), 1e30)
+            alarmed = np.where((grown.mean(0) >= 10**limit) & (alarmed == 3_000), at, alarmed)
         alarms[frozen] = (int((alarmed < 3_000).sum()), alarmed.sum() * 10.0**-limit)
     (sliding, promised), (broken, allowed) = alarms[False], alarms[True]
     assert sliding <= promised + 3 * math.sqrt(promised)

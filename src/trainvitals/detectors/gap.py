@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 LEAST = 20
-"""Differences needed before their spread is trusted."""
+"""Independent differences needed before their spread is trusted."""
 
 
 class Gap:
     """Confidence sequence for the mean of ``a - b``: training reward and held-out score, this half of a run and the last.
 
-    With n differences of mean m and variance v, and ``t = tuned``: ``m +- sqrt(v * w * 2 (n + t) / n^2 * log(sqrt((n + t) / t) / alpha))``,
-    where ``w = (1 + r) / (1 - r)`` widens for their lag-1 autocorrelation r, between 0 and 0.95. It excludes the true mean *ever* with
+    With mean m and variance v of the differences, and ``t = tuned``: ``m +- sqrt(v * 2 (n + t) / n^2 * log(sqrt((n + t) / t) / alpha))``, where
+    n differences with lag-1 autocorrelation r, between 0 and 0.95, count as ``n (1 - r) / (1 + r)``. It excludes the true mean *ever* with
     probability about alpha, however often one looks: "the gap grew" is ``low > margin``, "no progress" is ``high < smallest worthwhile``.
 
     Sources: Robbins 1970 and Howard et al. (arXiv 1810.08240), the normal mixture; Waudby-Smith et al. (arXiv 2103.06476) for its use with an
@@ -57,15 +57,17 @@ class Gap:
         return self.interval()
 
     def interval(self) -> tuple[float, float] | None:
-        """Lower and upper end, in the unit of a and b; None before the 20th difference."""
-        n = self.count
+        """Lower and upper end, in the unit of a and b; None before what is worth 20 independent differences."""
+        if self.count < LEAST:
+            return None
+        n = self.count / self._memory()
         if n < LEAST:
             return None
-        width = math.sqrt(self._squares / n * self._widening() * 2 * (n + self.tuned) / n**2 * math.log(math.sqrt((n + self.tuned) / self.tuned) / self.alpha))
+        width = math.sqrt(self._squares / self.count * 2 * (n + self.tuned) / n**2 * math.log(math.sqrt((n + self.tuned) / self.tuned) / self.alpha))
         middle = self._start + self._mean
         return middle - width, middle + width
 
-    def _widening(self) -> float:
+    def _memory(self) -> float:
         if self._squares <= 0.0:
             return 1.0
         n, mean = self.count, self._mean
