@@ -283,17 +283,21 @@ READING = """
 
 
 def main() -> int:
-    """Simulate, then print the page or write it."""
+    """Simulate, then print, write or compare the page; 1 when it differs under ``--check``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write docs/detectors.md instead of printing it")
-    write = parser.parse_args().write
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when docs/detectors.md differs")
+    args = parser.parse_args()
     began = time.perf_counter()
     page = "\n".join([INTRO, *noise_tables(), "", *spike_table(), "", *rate_table(), "", *gap_table(), READING.rstrip(), ""])
-    if write:
+    if args.write:
         PAGE.write_text(page)
-    else:
+    elif not args.check:
         print(page)
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+    if args.check and PAGE.read_text() != page:
+        print("stale: docs/detectors.md (python tools/simulate_detectors.py --write)")
+        return 1
     return 0
 
 

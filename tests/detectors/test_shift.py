@@ -122,6 +122,33 @@ def test_autocorrelation_is_learned_and_thinned_out() -> None:
     assert decimation([float(at) for at in range(LEARN)]) == 1  # a straight line has no memory, only a slope
 
 
+@pytest.mark.parametrize("every", [2, 5])
+def test_only_every_so_manieth_sample_counts(every: int) -> None:
+    source = random.Random(every)
+    thinned, chosen = Shift(1, 40, every=every), Shift(1, 40, every=1)
+    for at in range(200):
+        x = source.gauss(0, 1)
+        thinned.add(x)
+        if at % every == 0:
+            chosen.add(x)
+        assert thinned.evidence == chosen.evidence
+
+
+def test_thinning_goes_on_from_the_last_learned_sample() -> None:
+    source, learned, x = random.Random(2), Shift(1), 0.0
+    xs = []
+    for _ in range(400):
+        x = 0.8 * x + source.gauss(0, 1)
+        xs.append(x)
+        learned.add(x)
+    every = learned.every or 0
+    assert every > 2
+    plain = Shift(1, every=1)
+    for x in xs[(LEARN - 1) % every :: every]:
+        plain.add(x)
+    assert learned.state_dict()["newest"] == plain.state_dict()["newest"]
+
+
 def test_the_learned_samples_are_reference_and_not_judged() -> None:
     source, shift = random.Random(1), Shift(1)
     said = [shift.add(source.gauss(0, 1) if at < LEARN else 10.0) for at in range(LEARN + 12)]

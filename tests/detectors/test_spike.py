@@ -62,8 +62,17 @@ def test_one_far_or_three_less_far_on_one_side() -> None:
     assert after(8.5, 0.0) == [True, False]
     assert after(7.0, 5.0, 4.5, 0.0) == [False, False, True, False]
     assert after(-7.0, -5.0, -4.5) == [False, False, True]
-    assert after(5.0, -5.0, 5.0, 5.0) == [False] * 4
+    assert after(5.0, 5.0, -5.0, 5.0, 5.0) == [False] * 5
     assert after(5.0, 5.0, 0.0, 5.0) == [False] * 4
+
+
+def test_a_last_digit_off_a_constant_is_no_spike_and_a_step_off_it_is() -> None:
+    for value, expected in ((0.1 * (1 + 1e-12), False), (0.101, True)):
+        spike = Spike()
+        for _ in range(64):
+            spike.add(0.1)
+        spike.add(value)
+        assert spike.alarm is expected
 
 
 def test_a_spike_does_not_hide_the_next() -> None:
