@@ -21,8 +21,8 @@ from trainvitals.rulelang.windows import Store
 TEXTS = [
     "trend_z(policy.entropy, updates=30)", "theil_sen(policy.entropy, updates=30)", "trend_z(policy.entropy, points=150)",
     "theil_sen(policy.entropy, points=150)", "shift_up(policy.entropy, points=40)", "shift_down(policy.entropy, points=40, skip=25)",
-    "shift_up(-policy.entropy, points=40)", "trend_z(policy.entropy / reward.std, updates=30)",
-    "trend_z(policy.entropy, updates=30) > 1 and shift_up(policy.entropy, points=40) > 0.1",
+    "shift_up(-policy.entropy, points=40)", "shift_up(policy.entropy, points=40, every=1)", "trend_z(policy.entropy / reward.std, updates=30)",
+    "trend_z(policy.entropy, updates=30) > 1 and shift_up(policy.entropy, points=40, every=2) > 0.1",
     "trend_z(policy.entropy, updates=30) > 1 or shift_up(reward.std, points=40) > 0.1 or theil_sen(policy.entropy, updates=30) < 0",
 ]  # fmt: skip
 
@@ -123,6 +123,18 @@ def test_unknown_until_there_is_something_to_say_and_when_the_signal_falls_silen
     assert (z() is None, up() is None, rule()) == (False, False, False)
 
 
+def test_every_says_how_many_samples_are_one() -> None:
+    store = Store(CATALOGUE)
+    white, thinned, learned = (bound(store, f"shift_up(policy.entropy, points=40{every})") for every in (", every=1", ", every=3", ""))
+    one, three = Shift(1, 40, every=1), Shift(1, 40, every=3)
+    source = random.Random(3)
+    for step in range(1, 60):
+        x = source.gauss(2.0 * (step > 30), 1)
+        feed(store, step, policy__entropy=x)
+        assert (white(), thinned(), learned()) == (one.add(x), three.add(x), None)
+    assert (white() or 0) > 2 > (thinned() or 0)
+
+
 def test_a_late_sample_enters_the_trend_and_is_not_judged_as_a_shift() -> None:
     store, on_time = Store(CATALOGUE), Store(CATALOGUE)
     z, up, same = bound(store, TEXTS[0]), bound(store, TEXTS[4]), bound(on_time, TEXTS[0])
@@ -151,7 +163,7 @@ def test_absent_signals_make_it_inactive_and_memory_stays_small() -> None:
     [
         ("trend_z(policy.entropy, updates=9)", "E304"), ("trend_z(policy.entropy, points=513)", "E304"), ("theil_sen(policy.entropy, seconds=60)", "E204"),
         ("theil_sen(policy.entropy)", "E204"), ("shift_up(policy.entropy, updates=50)", "E204"), ("shift_down(policy.entropy, points=29)", "E304"),
-        ("shift_up(policy.entropy, points=2001)", "E304"), ("theil_sen(policy.entropy, updates=30) > policy.entropy", "E201"),
+        ("shift_up(policy.entropy, points=2001)", "E304"), ("shift_up(policy.entropy, points=50, every=0)", "E304"), ("trend_z(policy.entropy, updates=50, every=2)", "E204"), ("theil_sen(policy.entropy, updates=30) > policy.entropy", "E201"),
         ("shift_up(policy.entropy, points=50) > 9", "E301"), ("trend_z(policy.entropy, updates=30) < -16", "E301"), ("trend_z(policy.entropy, updates=30) > evidence", "E201"),
     ],
 )  # fmt: skip

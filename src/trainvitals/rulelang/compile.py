@@ -320,7 +320,8 @@ class Binder:
         length = self._constant(node.keyword(axis), context)
         q = self._constant(node.args[1], context) if len(node.args) > 1 else 0.5
         source, bring_up_to_date = self._source(inner)
-        window = self.store.window(node.function, source, axis, length, q=q, skip=self._constant(node.keyword("skip"), context))
+        skip, every = self._constant(node.keyword("skip"), context), self._constant(node.keyword("every"), context)
+        window = self.store.window(node.function, source, axis, length, q=q, skip=skip, every=every)
         value: Callable[[], Value] = window.value
         if bring_up_to_date is not None:
             advance, of = bring_up_to_date, window.value

@@ -67,7 +67,7 @@ def _trend(name: str, meaning: str) -> Function:
 
 
 def _shift(name: str, meaning: str) -> Function:
-    return Function(name, "reference", ("number",), meaning, keywords=("points",), optional=("skip",), samples=(30, 2000))
+    return Function(name, "reference", ("number",), meaning, keywords=("points",), optional=("skip", "every"), samples=(30, 2000))
 
 
 def _reference(name: str, meaning: str) -> Function:
@@ -92,7 +92,7 @@ _ALL = (
     _reference("frozen_spread", "1.4826 * median absolute deviation over an early stretch of this run, fixed once it is over."),
     _reference("trailing_median", "Median over a stretch that ends `skip` updates ago."),
     _reference("trailing_spread", "1.4826 * median absolute deviation over a stretch that ends `skip` updates ago."),
-    _shift("shift_up", "log10 of the evidence, -1 to 8, that x has moved up against its last samples; 4: chance alone says so once in 10,000 samples."),
+    _shift("shift_up", "log10 of the evidence, -1 to 8, that x has moved up against its last samples; 4: chance alone says so once in 10,000 samples. Takes every so manieth sample; without `every` the first 64 teach it how many are one independent one."),
     _shift("shift_down", "The same for a move down."),
     Function("updates_since", "time", ("boundary",), "Updates since a boundary; unknown before the first."),
     Function("seconds_since", "time", ("boundary",), "Seconds since a boundary or update_end; unknown without times."),

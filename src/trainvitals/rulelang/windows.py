@@ -178,7 +178,7 @@ class Store:
                 entry.lo = saved["seen"]
         return self._elementwise[key]
 
-    def window(self, function: str, series: Series, axis: Axis, length: float, *, q: float = 0.5, skip: float = 0) -> Window | Frozen | Shifted:
+    def window(self, function: str, series: Series, axis: Axis, length: float, *, q: float = 0.5, skip: float = 0, every: float = 0) -> Window | Frozen | Shifted:
         """The shared window for a function over a series; made on first use.
 
         Args:
@@ -188,13 +188,15 @@ class Store:
             length: Updates, points, tokens or seconds.
             q: Quantile, 0..1.
             skip: References only: updates to leave out, at the run's start (frozen) or its end (trailing).
+            every: Shifts only: take every so manieth sample; 0: learned.
         """
         extra = f", q={q:g}" if function == "quantile" else ""
         extra += f", skip={skip:g}" if skip else ""
+        extra += f", every={every:g}" if every else ""
         key = f"{function}({series.key}{extra}, {axis}={length:.17g})"
         found = self._windows.get(key)
         if found is None:
-            found = self._windows[key] = _build(function, key, series, axis, length, q, skip)
+            found = self._windows[key] = _build(function, key, series, axis, length, q, skip, every)
             if axis in ("tokens", "seconds") and series not in self._wide and series.key in self._series:
                 self._wide.append(series)
             if key in self._saved["windows"]:
@@ -274,7 +276,7 @@ class Store:
                 window.restore(self._saved["windows"].pop(key))
 
 
-def _build(function: str, key: str, series: Series, axis: Axis, length: float, q: float, skip: float) -> Window | Frozen | Shifted:
+def _build(function: str, key: str, series: Series, axis: Axis, length: float, q: float, skip: float, every: float) -> Window | Frozen | Shifted:
     short = axis in ("updates", "points") and length <= SHORT
     match function:
         case "mean" | "share_true":
@@ -304,7 +306,7 @@ def _build(function: str, key: str, series: Series, axis: Axis, length: float, q
         case "frozen_median" | "frozen_spread":
             return Frozen(function.removeprefix("frozen_"), key, series, length, skip)
         case "shift_up" | "shift_down":
-            return Shifted(1 if function == "shift_up" else -1, key, series, length, skip)
+            return Shifted(1 if function == "shift_up" else -1, key, series, length, skip, every)
         case _:
             msg = f"no window function {function!r}"
             raise ValueError(msg)

@@ -83,8 +83,8 @@ class Shifted:
 
     __slots__ = ("_taken", "detector", "key", "lo", "series", "skip")
 
-    def __init__(self, side: int, key: str, series: Series, points: float, skip: float) -> None:
-        self.detector = Shift(side, int(points))
+    def __init__(self, side: int, key: str, series: Series, points: float, skip: float, every: float) -> None:
+        self.detector = Shift(side, int(points), int(every) or None)
         self.key = key
         self.series = series
         self.skip = skip
