@@ -259,7 +259,7 @@ Six primitives in `trainvitals.detectors`. They know numbers only; formula, sour
 | `rate`, `gap` | Is a share above its limit? Where does a mean difference lie? | not yet |
 
 Measured with `python tools/simulate_detectors.py --write`, seed {SEED}. False alarms: {QUIET} streams of {LENGTH:,} samples for each noise, the first
-alarm of each by the samples judged until then; 0.00 of 100,000 means below 0.03 with 95 % confidence. Delay: median samples from the onset to
+alarm of each by the samples judged until then; none in {QUIET * LENGTH:,} means below 0.02 with 95 % confidence. Delay: median samples from the onset to
 the alarm in {CHANGED} streams with {BEFORE} samples before and {AFTER} after it. Noise has variance 1: white (normal), t3 (Student, three degrees of freedom),
 AR (autocorrelated). Shift alarms at an evidence of 4 (alpha 1e-4), trend at z = 4.5, looking at every fifth sample, spike at z = 8 or 4 on
 three in a row, level at 2σ above the true mean on 4 of 5.

@@ -19,7 +19,8 @@ class Gap:
 
     Sources: Robbins 1970 and Howard et al. (arXiv 1810.08240), the normal mixture; Waudby-Smith et al. (arXiv 2103.06476) for its use with an
     estimated variance, which makes it asymptotic: hence the first 20 are waited for. Assumes a mean that stays and finite variance.
-    Simulated misses are in docs/detectors.md.
+    Simulated at alpha 5 % (docs/detectors.md): 3 % of runs with a miss in white noise, 0 in heavy-tailed, 6 at an autocorrelation of 0.5
+    and of 0.9; a gap of half a standard deviation is seen after 42 differences in white noise.
 
     Args:
         alpha: Probability of ever missing the mean; two-sided.

@@ -15,7 +15,8 @@ class Level:
 
     False alarms depend on how far the limit is from the healthy level. With independent samples that are beyond it with
     probability p each, a window of n alarms with ``P(Binomial(n, p) >= k)``; autocorrelated ones come in rows and raise more
-    (docs/detectors.md). Delay after a step well beyond the limit: hits - 1 samples.
+    (docs/detectors.md: at 2 standard deviations, 4 of 5, 0.00 per 1,000 white, 1.8 at an autocorrelation of 0.9). Delay after a step well
+    beyond the limit: hits - 1 samples; to the limit itself 9.
     Nothing with a frozen reference suits a signal that is meant to move (notes/pathologies.md 6.2): choose the bad side.
 
     Args:

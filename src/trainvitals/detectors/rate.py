@@ -24,7 +24,8 @@ class Rate:
     Sources: Wald 1945; Robbins 1970 (mixtures); Shin, Ramdas & Rinaldo (arXiv 2203.03532) for the restart. Assumes that the share
     expected from the past is at most the limit; not independence between calls. Within a call hits are independent trials; where
     they are not (completions of one prompt), give the batch's share as ``add(share)``, one observation: the bound then holds for any
-    number between 0 and 1, because the logarithm is concave. False alarms and delays: docs/detectors.md.
+    number between 0 and 1, because the logarithm is concave. Simulated at alpha 1e-4 with a limit of 5 % and batches of 16 (docs/detectors.md): 0.01 false alarms
+    per 1,000 batches, delay 31, 4 and 0 batches at 10, 20 and 50 %; counts that hang together raise 19, as shares none.
 
     Args:
         limit: Share that is still acceptable, between 0 and 1 exclusively.

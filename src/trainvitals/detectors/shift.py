@@ -41,7 +41,9 @@ class Shift:
     Autocorrelated samples are not exchangeable. So the lag-1 autocorrelation r of the first 64 samples decides how many are left
     out: every ``ceil((1 + r) / (1 - r))``-th counts when r > 0.3. Whitening instead hides the shifts (notes/pathologies.md 6.2).
 
-    False alarms and delays at alpha 1e-4: docs/detectors.md. A signal that is *meant* to rise does shift up: watch the side that is bad.
+    Simulated at alpha 1e-4, so 0.1 are promised (docs/detectors.md): 0.01 false alarms per 1,000 samples of white and of heavy-tailed noise,
+    0.04 at an autocorrelation of 0.5 and of 0.9; delay in white noise 24, 10 and 5 samples after 1, 2 and 4 standard deviations, 30 for
+    a drift by 0.05 a sample; in autocorrelated noise so many times longer as samples are left out. A signal that is *meant* to rise does shift up: watch the side that is bad.
 
     Args:
         side: 1 for upwards, -1 for downwards.

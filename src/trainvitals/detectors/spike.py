@@ -23,8 +23,9 @@ class Spike:
     alarms per 1,000 steps, z 4 on three in a row 0.3; their logarithm is tame.
 
     Assumes that most of the window is healthy; neither a distribution nor independence. It adapts: a level shift is an alarm
-    of its first samples only, a drift none. Simulated (docs/detectors.md): no false alarm in 100,000 samples of white noise, but
-    heavy tails are what it looks for: take the logarithm of what is positive.
+    of its first samples only, a drift none. Simulated (docs/detectors.md): 0.00 false alarms per 1,000 samples of white noise, 3.7 with
+    Student's t of 3 degrees of freedom (tails are what it looks for: take the logarithm of what is positive), 0.5 at an autocorrelation
+    of 0.9. It sees a sample of 10 standard deviations at once in 89 % of cases, three of 8 in all.
 
     Args:
         window: Samples before x, at least 16.

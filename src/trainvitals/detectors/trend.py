@@ -26,8 +26,9 @@ def mann_kendall(values: Sequence[float]) -> float:
     widening, here of first order).
 
     Assumes no distribution. Of independent samples z is about standard normal from n = 10 on. It is no sequential test: a rule
-    that looks again and again asks for 4.5 (notes/pathologies.md 6.4), and for an effect size beside it. docs/detectors.md has
-    the false alarms and delays at that limit.
+    that looks again and again asks for 4.5 (notes/pathologies.md 6.4), and for an effect size beside it. Simulated at that limit on 60
+    samples, looking at every fifth (docs/detectors.md): 0.01 false alarms per 1,000 white samples, 0.08 at an autocorrelation of 0.9;
+    a drift by 0.05 standard deviations a sample is found after 44; steps are missed, they are for `shift`.
 
     Args:
         values: Evenly spaced in time, in any unit. Fewer than three give 0.
