@@ -136,6 +136,13 @@ def test_effective_rank(singular, rank):
     assert found == (None if rank is None else pytest.approx(rank))
 
 
+@pytest.mark.parametrize(
+    ("rank", "modules", "count"), [(16, 224, 16), (64, 224, 16), (128, 224, 2), (256, 224, 0), (8, 3, 3), (8, 0, 0)]
+)
+def test_the_cost_of_the_rank_is_bounded(rank, modules, count):
+    assert adapters.sample_size(rank, modules) == count
+
+
 def test_a_broken_adapter_is_not_a_number_and_an_untrained_one_has_no_rank():
     eye = np.eye(2)
     assert math.isnan(adapters.product_signals([(eye * math.nan, eye)], [1.0], [1.0])["adapter.effective_rank"])
