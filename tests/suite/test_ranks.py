@@ -278,7 +278,7 @@ def test_waiting_is_counted_once_and_only_in_the_step(monkeypatch):
     one.enter((), {}), passes(7), one.leave(None, (), {}, 7)  # between steps: an evaluation
     one.before_training_step((), {})
     passes(1)
-    one.enter((), {}), one.enter((), {}), passes(2), one.leave(None, (), {}, 2), passes(0.5), one.leave(None, (), {}, 2.5)  # one in another
+    one.enter((), {}), passes(1), one.enter((), {}), passes(1), one.leave(None, (), {}, 2), passes(0.5), one.leave(None, (), {}, 2.5)  # one in another
     one.before_backward((), {}), passes(4), one.after_backward(None, (), {}, 4)  # not the last micro-batch: nobody to wait for
     trainer.model_wrapped.require_backward_grad_sync = True
     one.before_backward((), {}), passes(8), one.after_backward(None, (), {}, 8)
