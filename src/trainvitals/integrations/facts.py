@@ -135,6 +135,16 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     return frozenset(names)
 
 
+RUNNING, PROMISED = "_vitals_running", "_vitals_promised"
+"""Attributes on the control object, which all callbacks of a trainer share: our callback, and signals that others promise it."""
+
+
+def promised(trainer: Any, control: Any) -> frozenset[str]:
+    """Signals that other callbacks of ours will publish: they say so in ``promises``, or on `control` when `trainer` is None."""
+    callbacks = [] if trainer is None else trainer.callback_handler.callbacks
+    return frozenset(vars(control).get(PROMISED, ())).union(*(getattr(callback, "promises", ()) for callback in callbacks))
+
+
 def run_start(
     args: Any, *, owner: object, cuda: bool, hooks: frozenset[str], total_steps: int, time: float, gradients: bool
 ) -> RunStart:

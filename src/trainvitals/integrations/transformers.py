@@ -21,14 +21,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainvitals.events import Boundary, BoundaryKind, Frame, RunStart
-from trainvitals.integrations.facts import run_start
+from trainvitals.integrations.facts import RUNNING, promised, run_start
 from trainvitals.integrations.grpo import RewardRange, clip_range
 from trainvitals.integrations.later import Later, scalar
 from trainvitals.integrations.lifecycle import ExitGuard, Status
@@ -82,6 +83,8 @@ class VitalsCallback(TrainerCallback):
     Attributes:
         monitor: The monitor of the current or last training; None before the first.
         off: True after an internal error; training goes on unobserved.
+        latest: Signals of the newest closed step.
+        at_train_end: Called once each when the last step is closed, before the monitor is.
         trainer: The trainer, when `attach` handed it over.
     """
 
@@ -92,9 +95,11 @@ class VitalsCallback(TrainerCallback):
         self.gather_ranks = gather_ranks
         self.off = False
         self.trainer: Any = None
+        self.at_train_end: list[Callable[[TrainerState], None]] = []
         self.later = Later(notice)
         self.seen = RewardRange()
         self.pending: dict[str, float] = {}  # signals of the open step
+        self.latest: dict[str, float] = {}
         self.hooks: Any = None  # integrations.hooks.Hooks
         self.resume_path: str | None = None
         self.guard = ExitGuard(self.finish)
@@ -137,6 +142,8 @@ class VitalsCallback(TrainerCallback):
             time=time.time(),
             gradients=self.hooks is not None or not _sharded(args),
         )
+        vars(control)[RUNNING] = self
+        run.emits = None if run.emits is None else run.emits | promised(self.trainer, control)
         self._mapper = Mapper(None if run.trainer == "unknown" else run.trainer)
         self._start_monitor(run, args, state.global_step)
         self._step = self._closed = state.global_step
@@ -198,6 +205,8 @@ class VitalsCallback(TrainerCallback):
     @_guarded
     def _last(self, state: TrainerState) -> None:
         self._flush()
+        while self.at_train_end:
+            self.at_train_end.pop(0)(state)
         self._boundary("train_end")
 
     def finish(self, status: Status = "completed") -> None:
@@ -350,7 +359,7 @@ class VitalsCallback(TrainerCallback):
         self.count_bad = self.count_bad or not math.isfinite(frame.values.get("optim.grad_norm_step", 0.0))
         frame.epoch = self._epoch if frame.epoch is None else frame.epoch
         frame.step = self._step
-        self._once, self.pending = {}, {}
+        self._once, self.pending, self.latest = {}, {}, frame.values
         self._publish(frame)
         for what in self._planned:
             self._boundary(what)
@@ -391,6 +400,21 @@ class VitalsCallback(TrainerCallback):
                 json.dump(saved, file)
             os.replace(f"{path}.tmp", path)
         self._boundary("save_end")
+
+    @contextmanager
+    def evaluating(self) -> Iterator[dict[str, float]]:
+        """Between two steps: an evaluation, neither timed nor read as a part of training. Publishes what it puts into the dict."""
+        values: dict[str, float] = {}
+        with self.guard.busy():
+            self._flush()
+            self._boundary("eval_begin")
+        with nullcontext() if self.hooks is None else self.hooks.pause():
+            yield values
+        with self.guard.busy():
+            if values:
+                self._publish(Frame(self._step, values, phase="eval", time=time.time(), closes=False))
+            self._boundary("eval_end")
+        self._began = None if self._began is None else time.perf_counter()
 
     def _boundary(self, what: BoundaryKind) -> None:
         self._publish(Boundary(self._step, what, time=time.time()))
