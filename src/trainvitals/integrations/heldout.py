@@ -33,6 +33,7 @@ from trainvitals.integrations.transformers import VitalsCallback, notice
 
 Prompt = str | list[dict[str, Any]]
 _LENGTH_NAMES = ("max_completion_length", "response_length", "max_new_tokens")  # GRPO and RLOO, PPO, OnlineDPO
+_PARTS = frozenset({"DTensor"})
 _FIRST = 5
 """Updates whose mean reward stands for the beginning. One alone is noisy, and rewards rise within tens."""
 _COSTLY = 0.25
@@ -348,7 +349,7 @@ def why_not(model: Any, tokenizer: Any, args: TrainingArguments) -> str | None:
         return "the trainer has no tokenizer"
     sharded = bool(getattr(args, "fsdp", None))
     sharded |= any("FullyShardedDataParallel" in type(module).__name__ for module in model.modules())
-    sharded |= any(type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in model.parameters())
+    sharded |= any(type(p).__name__ in _PARTS or hasattr(p, "ds_id") for p in model.parameters())
     # Generating would wait for the other ranks, who do not come.
     return "the model is sharded (FSDP, ZeRO-3 or tensor parallel) and rank 0 cannot generate alone" if sharded else None
 
