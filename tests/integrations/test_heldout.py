@@ -307,6 +307,8 @@ def test_the_reward_before_the_first_evaluation_is_that_of_the_first_updates():
     for reward in (0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9):
         falls.train(reward)
     assert falls.add([0.0] * 8, 0.0)["eval.proxy_gain"] == pytest.approx(0.6 - 0.3)
+    falls.train(0.8)
+    assert falls.add([0.0] * 8, 0.0)["eval.proxy_gain"] == pytest.approx(0.8 - 0.3)
 
 
 def test_luck_alone_is_rarely_called_a_fall():

@@ -126,13 +126,16 @@ class HeldoutProbe(TrainerCallback):
             return
         if not self._begins:
             self._read_reward()
-        if not self._begins and state.global_step % self.every == 0:
-            self._evaluate(args, state, control, kwargs)
         vitals = self._watching(control)
-        if vitals is not None:
-            self._given = args, control, {name: kwargs.get(name) for name in ("model", "processing_class", "tokenizer")}
-            if self._at_end not in vitals.at_train_end:
-                vitals.at_train_end.append(self._at_end)
+        if vitals is None:
+            return
+        if not self._begins and state.global_step % self.every == 0:
+            vitals.at_close.append(lambda: self._evaluate(args, state, control, kwargs))
+            if vitals.closed >= state.global_step:  # it comes before us
+                vitals.at_close.pop()()
+        self._given = args, control, {name: kwargs.get(name) for name in ("model", "processing_class", "tokenizer")}
+        if self._at_end not in vitals.at_train_end:
+            vitals.at_train_end.append(self._at_end)
 
     def _at_end(self, state: TrainerState) -> None:
         args, control, given = self._given
@@ -178,6 +181,7 @@ class HeldoutProbe(TrainerCallback):
                 return
             began, self._last = time.perf_counter(), state.global_step
             with vitals.evaluating() as values:
+                self._read_reward()
                 try:
                     values.update(self._values(model, tokenizer, args, state))
                     values["eval.seconds"] = time.perf_counter() - began
@@ -277,6 +281,7 @@ class Falls:
         self._count = self._best_at = self._updates = 0
         self._best, self._chance, self._reward_then, self._total = -math.inf, 1.0, math.nan, 0.0
         self._scores: Sequence[float | None] = ()
+        self._early: list[float] = []
 
     def train(self, reward: float) -> None:
         """Take the mean training reward of one update."""
@@ -284,8 +289,8 @@ class Falls:
             return
         self._total += reward
         self._updates += 1
-        if self._count == 1 and self._updates == _FIRST:
-            self._reward_then = self._total / self._updates  # there is no update before the first evaluation: take the next ones
+        if len(self._early) < _FIRST:
+            self._early.append(reward)
 
     def add(self, scores: Sequence[float | None], mean: float) -> dict[str, float]:
         """Take the scores of the next evaluation, one per prompt in the same order, None where there is none.
@@ -307,7 +312,10 @@ class Falls:
             looks = self._best_at * (self._best_at + 1) * later * (later + 1)
             # The bound holds at all times at once, so the least of them holds as well.
             self._chance = min(self._chance, looks / sign_evidence(fell, rose))
-        values = {"eval.score_fall": self._best - mean, "eval.fall_chance": self._chance, "eval.proxy_gain": reward - self._reward_then}
+        then = self._reward_then
+        if self._best_at == 1 and self._early and math.isnan(then):
+            then = sum(self._early) / len(self._early)  # there is no update before the first evaluation: the next ones stand for it
+        values = {"eval.score_fall": self._best - mean, "eval.fall_chance": self._chance, "eval.proxy_gain": reward - then}
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
 

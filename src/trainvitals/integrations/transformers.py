@@ -83,8 +83,8 @@ class VitalsCallback(TrainerCallback):
     Attributes:
         monitor: The monitor of the current or last training; None before the first.
         off: True after an internal error; training goes on unobserved.
-        latest: Signals of the newest closed step.
-        at_train_end: Called once each when the last step is closed, before the monitor is.
+        closed, latest: The newest closed step, and its signals.
+        at_close, at_train_end: Called once each when the open step is closed; when the last one is, before the monitor.
         trainer: The trainer, when `attach` handed it over.
     """
 
@@ -95,6 +95,7 @@ class VitalsCallback(TrainerCallback):
         self.gather_ranks = gather_ranks
         self.off = False
         self.trainer: Any = None
+        self.at_close: list[Callable[[], None]] = []
         self.at_train_end: list[Callable[[TrainerState], None]] = []
         self.later = Later(notice)
         self.seen = RewardRange()
@@ -114,7 +115,7 @@ class VitalsCallback(TrainerCallback):
         self._row: dict[str, Any] | None = None  # a log row that came before the end of its step (PPO)
         self._open = False  # on_step_end came, the step's on_log is awaited
         self._step = 0
-        self._closed = -1
+        self.closed = -1
         self._began: float | None = None
         self._once: dict[str, float] = {}
         self._running = False
@@ -146,7 +147,7 @@ class VitalsCallback(TrainerCallback):
         run.emits = None if run.emits is None else run.emits | promised(self.trainer, control)
         self._mapper = Mapper(None if run.trainer == "unknown" else run.trainer)
         self._start_monitor(run, args, state.global_step)
-        self._step = self._closed = state.global_step
+        self._step = self.closed = state.global_step
         self.later, self.pending, self._row, self._open = Later(notice), {}, None, False
         self._once = {"run.logging_every": max(1.0, float(args.logging_steps))} if args.logging_steps >= 1 else {}
         if hasattr(args, "max_completion_length") and args.max_completion_length:
@@ -329,7 +330,7 @@ class VitalsCallback(TrainerCallback):
             self._publish_row(dict(logs), phase="eval")
         elif self._open:
             self._close(logs)
-        elif state.global_step > self._closed:
+        elif state.global_step > self.closed:
             self._row = {**(self._row or {}), **logs}
         else:
             self._publish_row(dict(logs), phase="train")
@@ -341,7 +342,7 @@ class VitalsCallback(TrainerCallback):
     def _close(self, row: dict[str, Any] | None) -> None:
         """Publish everything about the open step as one closing frame."""
         self._open, self._row = False, None
-        self._closed = self._step
+        self.closed = self._step
         fresh: dict[str, Any] = {} if self.hooks is None else self.hooks.fresh_metrics()
         if row:
             known = set() if self.hooks is None else self.hooks.metric_names
@@ -364,6 +365,8 @@ class VitalsCallback(TrainerCallback):
         for what in self._planned:
             self._boundary(what)
         self._planned = []
+        while self.at_close:
+            self.at_close.pop(0)()
 
     def _publish_row(self, row: dict[str, Any], *, phase: Literal["train", "eval"]) -> None:
         assert self._mapper is not None
