@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.trl]
 EVERY = 10
 SETTINGS = {"max_steps": 100, "learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
-PROMPTS = [[{"role": "user", "content": f"what is {a} minus {b}"}] for a in NUMBERS for b in NUMBERS[:4]]  # training asks for sums
+PROMPTS = [[{"role": "user", "content": f"what is {a} minus {b}"}] for a in NUMBERS for b in NUMBERS]  # training asks for sums
 
 
 def different_vowels(completions: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
@@ -28,7 +28,7 @@ def different_vowels(completions: list[Any], completion_ids: list[list[int]], **
 
 
 def probe() -> HeldoutProbe:
-    return HeldoutProbe(different_vowels, PROMPTS, every=EVERY, sample=True)
+    return HeldoutProbe(different_vowels, PROMPTS, every=EVERY)
 
 
 def scores(patient: Any) -> dict[int, float]:

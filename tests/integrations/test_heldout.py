@@ -74,7 +74,7 @@ def test_it_scores_what_the_policy_says_now(tmp_path, monitor):
         return [float(len(ids)) if answer != 2 else None for ids, answer in zip(given["completion_ids"], given["answer"], strict=True)]
 
     rows = [{"prompt": chat, "answer": index} for index, chat in enumerate(CHATS)]
-    trainer.add_callback(HeldoutProbe(checker, rows, every=2, batch_size=3))
+    trainer.add_callback(HeldoutProbe(checker, rows, every=2, batch_size=3, sample=False))
     attach(trainer, monitor=monitor)
     trainer.train()
     assert sorted(evaluations(monitor)) == [0, 2, 4]
@@ -292,13 +292,22 @@ def test_falls_against_the_best_evaluation():
     assert first == {"eval.score_fall": 0.0, "eval.fall_chance": 1.0, "eval.proxy_gain": 0.0}
     falls.train(0.8)
     fall = falls.add([0.5] * 30 + [None, 1.0], 0.516)
-    # The best is the second, the look the first after it: weight 1 / (2 * 3 * 1 * 2); 30 of 30 changed prompts fell.
-    assert fall["eval.fall_chance"] == pytest.approx(12 / heldout.sign_evidence(30, 0))
-    assert fall["eval.score_fall"] == pytest.approx(0.484)
+    assert fall["eval.fall_chance"] == 1.0  # once is not enough
+    assert fall["eval.score_fall"] == 0.0
     assert fall["eval.proxy_gain"] == pytest.approx(0.8 - (5 * 0.1 + 2 * 0.7) / 7)
     falls.train(math.nan)
-    assert falls.add([1.0] * 16 + [0.9] * 16, 0.95)["eval.fall_chance"] == fall["eval.fall_chance"]  # the least since the best
-    assert falls.add([1.0] * 32, 1.0)["eval.fall_chance"] == 1.0
+    again = falls.add([0.5] * 28 + [1.5, 1.5] + [None, 1.0], 0.6)
+    # The best is the second, this the first time that two later ones can agree: weight 1 / (2 * 3 * 1 * 2). The newest is the
+    # weaker one: 28 of 30 changed prompts fell.
+    assert again["eval.fall_chance"] == pytest.approx(12 / heldout.sign_evidence(28, 2))
+    assert again["eval.score_fall"] == pytest.approx(0.4)
+    assert "eval.proxy_gain" not in again
+    third = falls.add([1.0] * 16 + [0.9] * 16, 0.95)
+    assert third["eval.fall_chance"] == again["eval.fall_chance"]  # the least since the best
+    assert third["eval.score_fall"] == pytest.approx(0.05)
+    assert falls.add([1.0] * 32, 1.0) == {"eval.score_fall": 0.0, "eval.fall_chance": 1.0}
+    assert falls.add([0.0] * 32, 0.0)["eval.fall_chance"] == 1.0
+    assert falls.add([math.nan] * 32, math.nan) == {}
 
 
 def test_the_reward_before_the_first_evaluation_is_that_of_the_first_updates():

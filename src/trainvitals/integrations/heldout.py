@@ -51,11 +51,12 @@ class HeldoutProbe(TrainerCallback):
         reward_func: Scores completions, with TRL's signature: called with ``prompts``, ``completions``, ``completion_ids``,
             the other columns of `prompts` and ``trainer_state``, returns one number or None per completion; may be async.
             Use something the training does not optimise: stricter, slower, or of another kind.
-        prompts: 32 or more for a test with any power. Strings, chats, or rows (dicts, a `datasets.Dataset`) with ``prompt`` and
+        prompts: 64 are enough for a test with power, 16 are not. Strings, chats, or rows (dicts, a `datasets.Dataset`) with ``prompt`` and
             whatever other columns `reward_func` takes.
         every: Updates between two evaluations; there is one before the first update and one after the last as well.
         max_new_tokens: Cap of a completion; None takes the trainer's own, or 64.
-        sample: Draw from the policy at temperature 1 instead of decoding greedily.
+        sample: Draw from the policy at temperature 1, as training does. False decodes greedily: that shows only the likeliest
+            answer, which can change for all prompts at once, and for the worse while the policy gets better.
         seed: For `sample`: the same at each evaluation, so that differences come from the policy.
         batch_size: Prompts per generation.
 
@@ -74,7 +75,7 @@ class HeldoutProbe(TrainerCallback):
         *,
         every: int = 50,
         max_new_tokens: int | None = None,
-        sample: bool = False,
+        sample: bool = True,
         seed: int = 0,
         batch_size: int = 16,
     ) -> None:
@@ -272,9 +273,10 @@ class Falls:
     """Whether the newest evaluation is worse than the best one, prompt by prompt, and what the training reward did meanwhile.
 
     A one-sided sign test as an e-value: of the n prompts whose score changed, s fell. If falling and rising are equally likely the
-    mixture over p in (1/2, 1) of p^s (1-p)^(n-s) / 2^-n has mean 1. Every pair of evaluations (j, j + k) has the weight
-    1 / (j (j+1) k (k+1)); the weights sum to 1, so however the best one was picked and however often one looks, the chance that the
-    bound ever goes below a is at most a (Markov and the union bound; e-values: arXiv:2210.01948).
+    mixture over p in (1/2, 1) of p^s (1-p)^(n-s) / 2^-n has mean 1, and so at most has the lesser of two such numbers. Evaluation j
+    against j + k and j + k + 1 has the weight 1 / (j (j+1) k (k+1)); the weights sum to 1, so however the best one was picked and
+    however often one looks, the chance that the bound ever goes below a is at most a (Markov and the union bound; e-values:
+    arXiv:2210.01948). It is about luck in the prompts and the sampling. That the policy moves at all is no luck.
     """
 
     def __init__(self) -> None:
@@ -282,6 +284,7 @@ class Falls:
         self._best, self._chance, self._reward_then, self._total = -math.inf, 1.0, math.nan, 0.0
         self._scores: Sequence[float | None] = ()
         self._early: list[float] = []
+        self._last = 0.0, 0.0  # fall and evidence of the newest evaluation by itself
 
     def train(self, reward: float) -> None:
         """Take the mean training reward of one update."""
@@ -304,18 +307,23 @@ class Falls:
             return {}
         self._count += 1
         if mean >= self._best:
-            self._best, self._best_at, self._scores, self._reward_then, self._chance = mean, self._count, list(scores), reward, 1.0
+            self._best, self._best_at, self._scores, self._reward_then = mean, self._count, list(scores), reward
+            self._chance, last = 1.0, (0.0, 0.0)
         else:
             pairs = [(old, new) for old, new in zip(self._scores, scores, strict=True) if old is not None and new is not None]
             fell, rose = sum(new < old for old, new in pairs), sum(new > old for old, new in pairs)
-            later = self._count - self._best_at
-            looks = self._best_at * (self._best_at + 1) * later * (later + 1)
-            # The bound holds at all times at once, so the least of them holds as well.
-            self._chance = min(self._chance, looks / sign_evidence(fell, rose))
+            last = self._best - mean, sign_evidence(fell, rose)
+            # A fall must be there twice in a row: a policy that moves has bad moments, real and soon over. The bound holds at all
+            # times at once, so the least of them holds as well.
+            look = self._count - self._best_at - 1
+            if look > 0:
+                looks = self._best_at * (self._best_at + 1) * look * (look + 1)
+                self._chance = min(self._chance, looks / min(self._last[1], last[1]))
         then = self._reward_then
         if self._best_at == 1 and self._early and math.isnan(then):
             then = sum(self._early) / len(self._early)  # there is no update before the first evaluation: the next ones stand for it
-        values = {"eval.score_fall": self._best - mean, "eval.fall_chance": self._chance, "eval.proxy_gain": reward - then}
+        fall, self._last = min(self._last[0], last[0]), last
+        values = {"eval.score_fall": fall, "eval.fall_chance": self._chance, "eval.proxy_gain": reward - then}
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
