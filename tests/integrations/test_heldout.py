@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from trainvitals import HeldoutProbe, VitalsCallback, attach
 from trainvitals.events import Frame
-from trainvitals.integrations import heldout, tiny
+from trainvitals.integrations import facts, heldout, tiny
 
 pytestmark = pytest.mark.trl
 
@@ -114,7 +114,15 @@ def test_it_is_an_evaluation_between_two_steps(tmp_path, monitor):
     assert [step for step, _ in probe.history] == [0, 2, 3]
 
 
-def test_its_time_is_not_the_time_of_a_step(tmp_path, monitor):
+def test_a_run_without_a_probe_promises_none_of_its_signals(tmp_path, monitor):
+    trainer = tiny.sft(str(tmp_path), max_steps=1, eval_strategy="steps", eval_steps=1)
+    attach(trainer, monitor=monitor)
+    trainer.train()
+    assert "eval.loss" in monitor.start.emits
+    assert not monitor.start.emits & facts.PROBED
+
+
+def test_its_time_is_not_the_time_of_a_step_and_is_complained_of(tmp_path, monitor, capsys):
     trainer = tiny.sft(str(tmp_path), max_steps=2)
 
     def slow(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -123,12 +131,41 @@ def test_its_time_is_not_the_time_of_a_step(tmp_path, monitor):
         time.sleep(1.0)
         return [0.0] * len(completions)
 
-    for callback in (HeldoutProbe(slow, ["two"], every=1, max_new_tokens=2),):
-        trainer.add_callback(callback)
+    trainer.add_callback(HeldoutProbe(slow, ["two"], every=1, max_new_tokens=2))
     attach(trainer, monitor=monitor)
     trainer.train()
     assert all(values["eval.seconds"] >= 1.0 for values in evaluations(monitor).values())
     assert monitor.series("time.step_seconds")[2] < 0.9
+    assert capsys.readouterr().err.count("HeldoutProbe: an evaluation takes 1.") == 1
+
+
+def test_an_adapter_is_asked_together_with_its_base(tmp_path):
+    peft = pytest.importorskip("peft")
+    vocabulary, answers = tiny.tokenizer(), []
+    for scale in (0.0, 50.0):  # an adapter that does nothing, and one that drowns the base
+        model = peft.get_peft_model(tiny.policy(vocabulary), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"]))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.constant_(parameter, scale)
+        assert heldout.policy_of(model) is model
+        probe = HeldoutProbe(length, CHATS, sample=False)
+        answers.append(probe._generate(model, vocabulary, 8))
+    assert answers[0] != answers[1]
+
+
+def test_a_resumed_run_asks_again_where_it_goes_on(tmp_path, monitor):
+    first = tiny.sft(str(tmp_path), max_steps=4, save_strategy="steps", save_steps=2)
+    first.add_callback(HeldoutProbe(length, CHATS, every=2, max_new_tokens=2))
+    attach(first, monitor=monitor)
+    first.train()
+    again = type(monitor)()
+    second = tiny.sft(str(tmp_path), max_steps=4)
+    second.add_callback(HeldoutProbe(length, CHATS, every=2, max_new_tokens=2))
+    attach(second, monitor=again)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert sorted(evaluations(again)) == [2, 4]
+    for name in ("eval.score", "eval.length_mean"):
+        assert [evaluations(again)[step][name] for step in (2, 4)] == [evaluations(monitor)[step][name] for step in (2, 4)]
 
 
 @pytest.mark.parametrize("first", ["probe", "vitals"])

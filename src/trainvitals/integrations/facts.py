@@ -33,8 +33,11 @@ _NOT_SECRET = re.compile(r"^(pad|eos|bos|unk|sep|cls|mask|think_end)_token$")
 GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram", "device.")))
 """Signals that need a CUDA device."""
 
+PROBED = frozenset({"eval.score_fall", "eval.fall_chance", "eval.proxy_gain", "eval.length_mean", "eval.seconds"})
+"""Signals that only `heldout.HeldoutProbe` gives."""
+
 HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(
-    adapters.SIGNALS, async_rollout.SIGNALS, distillation.SIGNALS, moe.SIGNALS, preference.SIGNALS, ranks.SIGNALS, reward_model.SIGNALS, sampling.SIGNALS, supervised.SIGNALS,
+    PROBED, adapters.SIGNALS, async_rollout.SIGNALS, distillation.SIGNALS, moe.SIGNALS, preference.SIGNALS, ranks.SIGNALS, reward_model.SIGNALS, sampling.SIGNALS, supervised.SIGNALS,
 )
 """Signals that only a hook on the trainer gives: absent unless one that works promises them (`Hooks.gives`)."""
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainvitals.integrations.facts import PROMISED, RUNNING
+from trainvitals.integrations.facts import PROBED, PROMISED, RUNNING
 from trainvitals.integrations.transformers import VitalsCallback, notice
 
 Prompt = str | list[dict[str, Any]]
@@ -65,7 +65,7 @@ class HeldoutProbe(TrainerCallback):
         off: True once the probe has switched itself off.
     """
 
-    promises = frozenset({"eval.score", "eval.score_fall", "eval.fall_chance", "eval.proxy_gain", "eval.length_mean", "eval.seconds"})
+    promises = frozenset({"eval.score"}) | PROBED
     """Signals that this callback publishes."""
 
     def __init__(
