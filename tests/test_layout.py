@@ -33,6 +33,8 @@ ELSEWHERE = {
     "integrations/bootstrap/sitecustomize": "cli/test_run_command.py",
     "integrations/supervised": "suite/test_supervised.py", "integrations/reward_model": "suite/test_supervised.py",
     "integrations/preference": "suite/test_preference.py",
+    "integrations/distillation": "suite/test_distillation.py", "integrations/distill_math": "suite/test_distillation.py",
+    "integrations/adapters": "suite/test_adapters.py", "integrations/moe": "suite/test_moe.py",
 }  # fmt: skip
 """Parts of a larger unit, with the test (below tests/) that drives them through that unit."""
 

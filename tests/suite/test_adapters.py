@@ -64,12 +64,13 @@ def test_the_numbers_are_those_of_the_weights(tmp_path, train, saw, name):
 
 
 def test_an_adapter_loaded_for_inference_is_still(tmp_path, train):
-    adapted = peft.get_peft_model(tiny.policy(tiny.tokenizer()), build_models.lora())
+    adapted = peft.get_peft_model(tiny.policy(tiny.tokenizer()), build_models.lora(init_lora_weights=False))  # B is not zero
     adapted.save_pretrained(tmp_path / "adapter")
     loaded = peft.PeftModel.from_pretrained(tiny.policy(tiny.tokenizer()), tmp_path / "adapter")  # is_trainable is False by default
     seen = train(build_models.sft(str(tmp_path), model=loaded, gradient_checkpointing=True, **{**CALM, "max_steps": 3}))
     assert seen.series("adapter.trainable_fraction") == {1: 0.0}
     assert set(seen.series("adapter.still_fraction").values()) == {1.0}
+    assert seen.series("adapter.b_norm")[3] > 0
     assert set(seen.series("optim.grad_norm_step").values()) == {0.0}
 
 
@@ -115,6 +116,18 @@ def test_a_model_without_adapters_promises_none(tmp_path, train):
     assert not any(name.startswith(("adapter.", "moe.")) for name in [*seen.signals, *(seen.start.emits - {"moe.aux_loss"})])
 
 
+@pytest.mark.parametrize(("dtype", "measured"), [(torch.bfloat16, True), (torch.int32, False), (torch.float8_e4m3fn, False)])
+def test_packed_weights_have_no_norm(dtype, measured):
+    model = torch.nn.Module()
+    model.lora_A, model.lora_B = (
+        torch.nn.ModuleDict({"x": torch.nn.Linear(8, 2)}),
+        torch.nn.ModuleDict({"x": torch.nn.Linear(2, 8)}),
+    )
+    model.weight = torch.nn.Parameter(torch.zeros(8, 8).to(dtype), requires_grad=False)
+    (found,) = adapters.adapters_of(model)
+    assert (found.base is not None) == measured
+
+
 def test_only_the_active_adapter_counts():
     model = peft.get_peft_model(tiny.model(tiny.tokenizer()), build_models.lora())
     model.add_adapter("other", build_models.lora(8))
@@ -134,6 +147,13 @@ def test_the_spectrum_of_a_product_comes_from_small_matrices():
 def test_effective_rank(singular, rank):
     found = adapters.effective_rank(np.asarray(singular, dtype=np.float64))
     assert found == (None if rank is None else pytest.approx(rank))
+
+
+@pytest.mark.parametrize(
+    ("rank", "modules", "count"), [(16, 224, 16), (64, 224, 16), (128, 224, 2), (256, 224, 0), (8, 3, 3), (8, 0, 0)]
+)
+def test_the_cost_of_the_rank_is_bounded(rank, modules, count):
+    assert adapters.sample_size(rank, modules) == count
 
 
 def test_a_broken_adapter_is_not_a_number_and_an_untrained_one_has_no_rank():

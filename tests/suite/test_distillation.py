@@ -11,6 +11,7 @@ import torch
 
 from trainvitals.integrations import distill_math as calc
 from trainvitals.integrations import tiny
+from trainvitals.names import Mapper
 
 STEPS = 4
 
@@ -38,6 +39,16 @@ class Spy:
             return result
 
         setattr(owner, name, call)
+
+
+def read_alone(seen: Any) -> tuple[str, set[str]]:
+    """Trainer and signals as told by the log rows alone; no name in them may be unknown."""
+    mapper, found = Mapper(), set()
+    for row in seen.trainer.state.log_history:
+        if "train_runtime" not in row:
+            found |= set(mapper.frame(row, step=row["step"]).values)
+    assert mapper.unknown == set()
+    return mapper.trainer, found
 
 
 def jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
@@ -112,6 +123,7 @@ def test_distillation(tmp_path, train, saw):
     seen = train(trainer)
     assert seen.notices == []
     saw("distillation", seen)
+    assert read_alone(seen)[0] == "distillation"
     assert spy.calls
     assert set(seen.series("distill.on_policy_fraction").values()) == {1.0}
     for step in range(1, STEPS + 1):
@@ -131,11 +143,14 @@ def test_distillation_behind_a_server(tmp_path, train, saw):
 
 @pytest.mark.parametrize("across", [False, True], ids=["one-vocabulary", "across-tokenizers"])
 def test_gold(tmp_path, train, saw, across):
-    changes = {"use_uld_loss": True, "teacher_tokenizer_name_or_path": f"{tmp_path}/teacher"} if across else {}
+    changes = {"use_uld_loss": True, "uld_use_hybrid_loss": True, "teacher_tokenizer_name_or_path": f"{tmp_path}/teacher"} if across else {}
     trainer = made("gold", tmp_path, gradient_accumulation_steps=2, **changes)
     seen = train(trainer)
     assert seen.notices == []
     saw("gold_uld" if across else "gold", seen)
+    told, found = read_alone(seen)
+    assert told == ("gold" if across else "distillation")
+    assert {"distill.on_policy_loss", "distill.off_policy_loss"} <= found
     shares = seen.series("distill.on_policy_fraction")
     assert set(shares.values()) <= {0.0, 0.5, 1.0}
     assert 0 < sum(shares.values()) < STEPS
@@ -144,7 +159,9 @@ def test_gold(tmp_path, train, saw, across):
     assert set(logged["off"]) == {step for step, share in shares.items() if share < 1}
     assert seen.series("distill.on_policy_loss") == logged["on"]
     if across:
-        assert seen.series("distill.matched_loss") == seen.logged("matched_loss")
+        assert len(seen.logged("matched_loss")) == STEPS
+        for kind in ("matched", "unmatched"):
+            assert seen.series(f"distill.{kind}_loss") == seen.logged(f"{kind}_loss")
         assert "distill.divergence" not in seen.signals
 
 
@@ -154,6 +171,9 @@ def test_iw_opd(tmp_path, train, saw):
     seen = train(trainer)
     assert seen.notices == []
     saw("iw_opd", seen)
+    told, found = read_alone(seen)
+    assert told == "iw_opd"
+    assert {"distill.logp_gap", "distill.on_policy_loss", "completion.length_mean", "completion.truncated_fraction"} <= found
     assert set(seen.series("distill.on_policy_fraction").values()) == {1.0}
     assert seen.series("distill.logp_gap") == pytest.approx(seen.logged("iw_opd/mean_abs_advantage"))
     for step, (_, _, given) in enumerate(spy.calls, start=1):
@@ -170,6 +190,9 @@ def test_sdft(tmp_path, train, saw):
     seen = train(trainer)
     assert seen.notices == []
     saw("sdft", seen)
+    if seen.logged("sdft/distillation_loss"):  # TRL 1.0 records it and logs none of it
+        assert read_alone(seen)[0] == "sdft"
+        assert "distill.divergence" in read_alone(seen)[1]
     assert seen.series("distill.beta") == {1: 0.5}
     assert all(value > 0 for value in seen.series("distill.divergence").values())
     if seen.logged("self_distillation/distillation_loss"):
@@ -202,6 +225,11 @@ def test_sdpo(tmp_path, train, saw):
     seen = train(trainer)
     assert seen.notices == []
     saw("sdpo", seen)
+    if seen.logged("sdpo/distillation_loss"):
+        told, found = read_alone(seen)
+        assert told == "sdpo"
+        assert {"reward.mean", "distill.active_fraction", "distill.success_sample_fraction", "reward.component_mean{component=vowels}"} <= found
+        assert "distill.divergence" not in found  # a negative policy gradient
     assert "reward.group_zero_std_fraction" in seen.signals
     assert "distill.success_group_fraction" in seen.signals
     assert all(0 < value < 1 for value in seen.series("distill.teacher_distance").values())
@@ -222,6 +250,22 @@ def test_sdpo_without_a_success_has_no_teacher(tmp_path, train):
     assert "distill.divergence" not in seen.signals
 
 
+@pytest.mark.parametrize("threshold", [0.34, 2.0])
+def test_sdpo_on_whole_distributions_has_the_divergence_of_its_loss(tmp_path, train, threshold):
+    changes = {"success_reward_threshold": threshold, "distillation_alpha": 0.5}
+    try:
+        trainer = made("sdpo", tmp_path, distillation_mode="full_logits", **changes)
+    except TypeError:  # TRL 1.0
+        trainer = made("sdpo", tmp_path, full_logit_distillation=True, **changes)
+    spy = Spy(trainer, "_log_self_distillation_metric")
+    seen = train(trainer)
+    logged = [args[-1] for _, args, _ in spy.calls]
+    assert len(logged) == STEPS
+    # TRL logs 0 where no sample had a teacher: there was no divergence to measure.
+    assert seen.series("distill.divergence") == {step: value for step, value in enumerate(logged, start=1) if value}
+    assert bool(seen.series("distill.divergence")) == (threshold < 1)
+
+
 def test_feedback_is_counted(tmp_path, train):
     seen = train(made("sdpo", tmp_path, data=build.hints(build.HINT), include_environment_feedback=True, success_reward_threshold=2.0))
     for name in ("feedback_fraction", "feedback_used_fraction", "active_fraction"):
@@ -233,6 +277,7 @@ def test_ssd(tmp_path, train, saw):
     seen = train(made("ssd", tmp_path))
     assert seen.notices == []
     saw("ssd", seen)
+    assert read_alone(seen)[0] == "ssd"
     assert seen.series("distill.active_fraction") == seen.logged("ssd/active_sample_ratio")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainvitals.integrations import tiny
-from trainvitals.integrations.grpo import clip_range, penalty_signals
+from trainvitals.integrations.grpo import clip_range, penalty_signals, repetition
 
 OFF_POLICY = {"max_steps": 4, "num_iterations": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"]
@@ -44,6 +44,11 @@ def keep_ratios(trainer):
 
     trainer._get_per_token_logps_and_entropies, trainer._compute_loss = keep_logps, keep_loss
     return kept
+
+
+def repetitions(rows):
+    """Mean share of repeated 4-grams of rows that are long enough to have one."""
+    return np.mean([share for share in map(repetition, rows) if share is not None])
 
 
 def test_grpo_emits_what_is_on_record(tmp_path, train, saw):
@@ -142,7 +147,7 @@ def test_tools(tmp_path, train, saw):
 
     def keep_mask(prompts):
         out = generate(prompts)
-        written.append(out[2])
+        written.append((out[1], out[2]))
         return out
 
     trainer._generate = keep_mask
@@ -155,11 +160,13 @@ def test_tools(tmp_path, train, saw):
     refused = sum(not text or text[0] < "n" for text in calls)
     assert sum(failed[step] * rate[step] * 32 for step in rate) == pytest.approx(refused)
     assert 0 < refused < len(calls)
-    for step, masks in zip((1, 3), written, strict=True):
+    for step, (ids, masks) in zip((1, 3), written, strict=True):
         assert any(0 in mask for mask in masks)
         assert seen.series("completion.length_mean")[step] == pytest.approx(np.mean([sum(mask) for mask in masks]))
-        # The tool says "good" seven times; the policy repeats nothing.
-        assert seen.series("completion.repetition_fraction")[step] < 0.05
+        # The tool says "good" seven times, which is not the policy's repetition.
+        own = [[token for token, mine in zip(row, mask, strict=True) if mine] for row, mask in zip(ids, masks, strict=True)]
+        assert seen.series("completion.repetition_fraction")[step] == pytest.approx(repetitions(own))
+        assert repetitions(ids) > repetitions(own) + 0.01
     for step, ratio in enumerate(ratios, start=1):
         assert seen.series("policy.ratio_max")[step] == pytest.approx(float(ratio.max()), rel=1e-4)
 

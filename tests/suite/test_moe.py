@@ -267,7 +267,7 @@ def test_loads_of_a_step():
 
 
 def test_experts_of_other_ranks_are_not_judged():
-    picks = torch.tensor([[0, 4], [1, 4]])  # the index behind the last stands for an expert elsewhere
+    picks = torch.tensor([[0, 4], [1, -1]])  # the index behind the last, or -1, stands for an expert elsewhere
     row = moe.router_counts(torch.zeros(2, 4), picks, None, 4, 2).double().numpy()
     assert row[:5].tolist() == [1, 1, 0, 0, 2]
     assert set(moe.load_signals([row], [2], [deque()])) == {"moe.router_entropy"}

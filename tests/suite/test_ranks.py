@@ -26,6 +26,7 @@ from trainvitals.integrations.hooks import Hooks
 from trainvitals.integrations.rank_exchange import (
     ENDED,
     MANY,
+    OFF,
     TRAINING,
     Exchange,
     Post,
@@ -144,6 +145,8 @@ def test_a_rank_that_left_is_missing_and_one_without_data_is_not_blamed_twice():
     assert (left["run.rank_behind{rank=0}"], left["run.rank_behind{rank=1}"]) == (0, 1)
     empty = standing_signals({0: Post(place=40, full=7), 1: Post(place=90, full=6, short=6, state=ENDED)}, stalled=True)
     assert (empty["data.rank_exhausted{rank=1}"], empty["run.rank_behind{rank=1}"], empty["run.rank_behind{rank=0}"]) == (1, 0, 0)
+    unseen = standing_signals({0: Post(place=40), 1: Post(place=3, state=OFF)}, stalled=True)  # its counting has stopped, not the rank
+    assert not any(unseen.values())
     over = standing_signals({0: Post(state=ENDED), 1: Post(state=ENDED)}, stalled=True)
     assert not any(over.values())
 
@@ -275,7 +278,7 @@ def test_waiting_is_counted_once_and_only_in_the_step(monkeypatch):
     one.enter((), {}), passes(7), one.leave(None, (), {}, 7)  # between steps: an evaluation
     one.before_training_step((), {})
     passes(1)
-    one.enter((), {}), one.enter((), {}), passes(2), one.leave(None, (), {}, 2), passes(0.5), one.leave(None, (), {}, 2.5)  # one in another
+    one.enter((), {}), passes(1), one.enter((), {}), passes(1), one.leave(None, (), {}, 2), passes(0.5), one.leave(None, (), {}, 2.5)  # one in another
     one.before_backward((), {}), passes(4), one.after_backward(None, (), {}, 4)  # not the last micro-batch: nobody to wait for
     trainer.model_wrapped.require_backward_grad_sync = True
     one.before_backward((), {}), passes(8), one.after_backward(None, (), {}, 8)
@@ -315,16 +318,25 @@ def killed(folder: Path) -> None:
     assert left[-1]["status"] in {"failed", "killed"}
 
 
+def slow_rewards(folder: Path) -> None:
+    """GRPO, where ranks meet in a function that the trainer's module imported: the rank whose reward function sleeps is named."""
+    assert ("slow-rank", "1") in fired(folder)
+    assert ("slow-rank", "0") not in fired(folder)
+    slow, other = (series(folder, 0, f"time.rank_own_seconds{{rank={rank}}}") for rank in (1, 0))
+    assert statistics.median(slow) - statistics.median(other) == pytest.approx(0.15, abs=0.08)
+
+
 @pytest.mark.slow
 def test_ddp_on_two_ranks(tmp_path):
-    done = launch(tmp_path, 2, "ddp", "healthy", "no_collectives", "heldout", "accumulate", "only_rank_0", "off", "killed")
-    assert done.stdout.count("done off") == 2, done.stdout[-4000:]
+    done = launch(tmp_path, 2, "ddp", "healthy", "no_collectives", "heldout", "accumulate", "only_rank_0", "off", "slow_rewards", "killed")
+    assert done.stdout.count("done slow_rewards") == 2, done.stdout[-4000:]
     healthy(tmp_path / "healthy", 2)
     assert len(series(tmp_path / "accumulate", 0, "optim.rank_loss{rank=1}")) > 0
     for folder in ("accumulate", "only_rank_0"):
         assert {rule for rule, _ in fired(tmp_path / folder)} <= OF_THE_MACHINE
     for folder in ("only_rank_0", "off"):
         assert not any("{rank=" in key for record in records(tmp_path / folder, 0) if "values" in record for key in record["values"])
+    slow_rewards(tmp_path / "slow_rewards")
     killed(tmp_path / "killed")
 
 

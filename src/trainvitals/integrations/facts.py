@@ -161,6 +161,8 @@ def run_start(
     functions = getattr(owner, "reward_funcs", None)  # XPO and Nash-MD hold their one reward model itself
     if functions is not None and (not isinstance(functions, list | tuple) or len(functions) == 1):
         emits -= {"reward.component_share"}  # with one reward function there is nothing to share
+    if hasattr(owner, "filter_empty"):
+        emits -= {"distill.divergence", "distill.logp_gap"}  # SSD has no teacher
     if hasattr(owner, "tools") and not owner.tools:
         emits -= {"completion.tool_call_rate", "completion.tool_failure_fraction"}
     framework, version = framework_of(owner)

@@ -214,6 +214,7 @@ class Hooks:
 
     def remove(self) -> None:
         """Restore every wrapped method."""
+        self.finish("off")
         for wrap in reversed(list(self._wraps.values())):
             wrap.undo()
         self._wraps.clear()
@@ -284,7 +285,7 @@ class Hooks:
         self._losses, self._seconds = [], {}
 
     def finish(self, status: str) -> None:
-        """Training is over."""
+        """Training is over, or (``off``) not observed any more; families forget what they have going."""
         for end in self.at_finish:
             try:
                 end(status)

@@ -156,8 +156,9 @@ def router_counts(
         else:
             if picks is None:
                 picks = source.float().topk(top_k, dim=-1).indices
-            # Expert parallelism marks experts of other ranks with the index `experts`.
-            index = picks.reshape(-1, picks.shape[-1]).long().clamp(0, experts)
+            # Expert parallelism marks experts of other ranks with the index `experts`, some kernels with -1.
+            index = picks.reshape(-1, picks.shape[-1]).long()
+            index = index.masked_fill((index < 0) | (index > experts), experts)
             chosen = torch.zeros(index.shape[0], experts + 1, device=index.device).scatter_(1, index, 1.0)
         ones = torch.ones(chosen.shape[0], device=chosen.device)
         count = ones if weight is None else weight.reshape(-1).to(ones)

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-TRAINING, ENDED, FAILED = 0, 2, 3
-"""What a rank says it is doing."""
+TRAINING, OFF, ENDED, FAILED = range(4)
+"""What a rank says it is doing; `OFF`: it trains, but is not observed any more."""
 
 PAUSE = 0.05
 """Seconds between two rounds of the thread at the least: steps that are faster share a round."""
@@ -68,7 +68,7 @@ class Post:
         place: Number of places that it has passed at which ranks may wait for each other; equal code gives equal numbers.
         full: Number of fetches of data that gave a batch so far.
         short: What `full` was when a fetch last gave nothing; -1 when none did.
-        state: `TRAINING`, `ENDED` or `FAILED`.
+        state: `TRAINING`, `OFF`, `ENDED` or `FAILED`.
         beats: How often the rank has spoken: a number that stands still is a process that is gone or frozen.
         rows: The newest steps.
     """
@@ -185,7 +185,7 @@ def standing_signals(posts: Mapping[int, Post], *, stalled: bool, silent: Mappin
     values: dict[str, float] = {}
     for rank, post in sorted(posts.items()):
         behind = 0
-        if stalled and rank not in out:
+        if stalled and rank not in out and post.state != OFF:
             # Who has left while others still train will not come to where they wait, however far it got.
             behind = furthest - post.place if rank in here else max(1, furthest - post.place) if here else 0
         quiet = (silent or {}).get(rank, 0.0) if stalled and rank in here else 0.0
@@ -275,7 +275,7 @@ class Exchange:
         """Say the last word and stop.
 
         Args:
-            state: `ENDED` or `FAILED`.
+            state: `ENDED`, `FAILED` or `OFF`.
             timeout: Seconds to wait for the last round; a store that does not answer is left behind.
 
         Returns:

@@ -3,24 +3,30 @@
 How the ranks hear of each other, and why no collective is involved, is in `rank_exchange.py`. Here is what a rank measures:
 
 * its *own* time: fetching data and `training_step`, less the calls in which a rank waits for others. Those are told by what is
-  wrapped: ``accelerator.gather`` and ``reduce``; the backward pass that reduces gradients; DDP's copy of buffers; under FSDP and
-  ZeRO-3, where ranks meet in every layer, the whole model. The wall time of a step is the same on all ranks and says nothing.
+  wrapped: ``accelerator.gather`` and ``reduce``, and while it trains the functions of accelerate that do the same, in the module
+  of the trainer; the backward pass that reduces gradients; DDP's copy of buffers; under FSDP and ZeRO-3, where ranks meet in every
+  layer, the whole model. The wall time of a step is the same on all ranks and says nothing.
 * its raw loss, and now and then the norm of its weights where all ranks hold the same ones;
 * its *place*: how many points it has passed at which ranks wait for each other. In a hang the one with the lowest is missing.
 """
 
 from __future__ import annotations
 
+import collections
+import functools
+import hashlib
 import math
 import os
+import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from trainvitals.events import Frame, Tick
-from trainvitals.integrations.rank_exchange import ENDED, FAILED, Exchange, Row, step_signals
+from trainvitals.integrations.rank_exchange import ENDED, FAILED, OFF, Exchange, Row, step_signals
 
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
@@ -38,8 +44,10 @@ STALL_SECONDS = 10.0
 """Without a step for so long, rank 0 looks where the others stand; whether it is a fault is for the rules to say."""
 WEIGHTS_EVERY = 25
 """Steps between two norms of the weights: one pass over them costs about as much as an optimizer's, so 25 steps make it noise."""
+FUNCTIONS = ("gather", "gather_object", "broadcast_object_list", "reduce")
+"""Functions of accelerate that wait for other ranks. TRL's trainers import them, and GRPO gathers its rewards with one."""
 _LIMIT = 4096  # as in hooks.py
-_trainings = 0
+_trainings: collections.Counter[str] = collections.Counter()
 
 
 def install(hooks: Hooks) -> None:
@@ -74,6 +82,7 @@ class _Ranks:
         self._fetching: float | None = None
         self._depth = 0
         self._entered = 0.0
+        self._undo: list[Callable[[], None]] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -234,18 +243,43 @@ class _Ranks:
     def _start(self) -> None:
         if self._exchange is not None or self._off:
             return
-        global _trainings
-        _trainings += 1  # equal on all ranks that train equally often; else they do not find each other, which does no harm
+        # Ranks find each other if they train equally often into the same folder; if not, they are alone, which does no harm.
+        folder = str(self._hooks.trainer.args.output_dir)
+        _trainings[folder] += 1
+        training = hashlib.sha256(f"{_trainings[folder]} {folder}".encode()).hexdigest()[:16]
         self._off = True  # until it works
         from torch.distributed import distributed_c10d
 
         rank, world = dist.get_rank(), dist.get_world_size()
         store = distributed_c10d._get_default_store()
         exchange = Exchange(
-            store, rank, world, f"trainvitals/{_trainings}", on_error=self._failed, on_quiet=self._quiet if rank == 0 else None
+            store, rank, world, f"trainvitals/{training}", on_error=self._failed, on_quiet=self._quiet if rank == 0 else None
         )
         exchange.start()
         self._exchange, self._off = exchange, False
+        for module in {sys.modules[cls.__module__] for cls in type(self._hooks.trainer).__mro__ if cls.__module__ in sys.modules}:
+            for name in FUNCTIONS:
+                if getattr(vars(module).get(name), "__module__", "").startswith("accelerate."):
+                    self._undo.append(self._watched(module, name))
+
+    def _watched(self, module: Any, name: str) -> Callable[[], None]:
+        """Watch a function that a trainer's module imported, until the returned function undoes it at the end of training."""
+        original = vars(module)[name]
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self.enter((), {})
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.leave(None, (), {}, 0.0)
+
+        def undo() -> None:
+            if vars(module).get(name) is wrapper:
+                setattr(module, name, original)
+
+        setattr(module, name, wrapper)
+        return undo
 
     def _failed(self, text: str) -> None:
         from trainvitals.integrations.transformers import notice
@@ -269,12 +303,14 @@ class _Ranks:
         monitor.publish(Tick(step, now))
 
     def finish(self, status: str) -> None:
-        """Training is over on this rank: say so, and on rank 0 publish the last that is known of the others."""
+        """Training is over on this rank, or it is not observed any more (``off``): say so, and on rank 0 publish the last that is known of the others."""
         exchange, self._exchange = self._exchange, None
+        while self._undo:
+            self._undo.pop()()
         if exchange is None:
             return
-        heard = exchange.finish(ENDED if status == "completed" else FAILED)
+        heard = exchange.finish({"completed": ENDED, "off": OFF}.get(status, FAILED))
         if exchange.rank == 0 and heard:
             # Who left first cannot be told from here; `trainvitals check` reads the records of all ranks.
-            news = {} if status == "completed" else self._news(exchange)
+            news = {} if status in {"completed", "off"} else self._news(exchange)
             self._tell({**news, **exchange.standing(stalled=False)})

@@ -33,7 +33,7 @@ RANK = int(os.environ["RANK"])
 rank_exchange.BEAT, ranks.STALL_SECONDS, ranks.WEIGHTS_EVERY = 0.5, 1.0, 5  # a test has no minutes
 MODES: dict[str, dict[str, Any]] = {
     "ddp": {},
-    "fsdp2": {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen2DecoderLayer"]}},
+    "fsdp2": {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "sync_module_states": False, "transformer_layer_cls_to_wrap": ["Qwen2DecoderLayer"]}},
     "zero2": {
         "deepspeed": {
             "zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
@@ -48,6 +48,7 @@ def fsdp_on_cpu() -> None:
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
+    os.environ["FSDP_VERSION"] = "2"  # how transformers 4 says it
     init = PartialState.__init__
 
     def patched(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -70,7 +71,7 @@ class At(TrainerCallback):
 
 
 def build(folder: Path, mode: str, **changes: Any) -> Any:
-    settings = {"max_steps": 24, "per_device_train_batch_size": 4, "learning_rate": 1e-4, "warmup_steps": 5, **MODES[mode], **changes}
+    settings = {"max_steps": 28, "per_device_train_batch_size": 4, "learning_rate": 1e-4, "warmup_steps": 5, **MODES[mode], **changes}
     trainer = tiny.sft(str(folder), **settings)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
@@ -192,6 +193,23 @@ def heldout(folder: Path, mode: str) -> None:
     assert [step for step, _ in probe.history] == ([0, 2, 4, 6] if mode != "fsdp2" and RANK == 0 else [])
 
 
+def slow_rewards(folder: Path) -> None:
+    """GRPO: the reward function of one rank is slow, and the others wait where rewards are gathered."""
+    from trl.trainer import grpo_trainer
+
+    def reward(completions: Any, **kwargs: Any) -> list[float]:
+        time.sleep(0.15 if RANK == 1 else 0.0)
+        return tiny.vowels(completions, **kwargs)
+
+    gather = grpo_trainer.gather
+    tiny.policy = lambda vocabulary, **kwargs: tiny.model(vocabulary)  # what it says does not matter here
+    trainer = tiny.grpo(str(folder), reward=reward, max_steps=32, per_device_train_batch_size=8, max_completion_length=4, learning_rate=1e-4)
+    trainer.remove_callback(transformers.PrinterCallback)
+    attach(trainer, console=True)
+    trainer.train()
+    assert grpo_trainer.gather is gather
+
+
 FAULTS: dict[str, Any] = {
     "healthy": lambda trainer: None,
     "slow": lambda trainer: slow(trainer, 2, 0.15),
@@ -234,6 +252,10 @@ def main() -> None:
     for name in names:
         if name in {"no_collectives", "heldout"}:
             {"no_collectives": no_collectives, "heldout": heldout}[name](output / name, mode)
+            print(f"rank {RANK} done {name}", flush=True)
+            continue
+        if name == "slow_rewards":
+            slow_rewards(output / name)
             print(f"rank {RANK} done {name}", flush=True)
             continue
         try:
