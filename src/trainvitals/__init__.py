@@ -20,6 +20,7 @@ from trainvitals._version import __version__
 if TYPE_CHECKING:
     from trainvitals.events import CATALOGUE, Applied, Boundary, Frame, RunEnd, RunStart, Tick, custom_signal
     from trainvitals.findings import Finding, Verdict
+    from trainvitals.integrations.heldout import HeldoutProbe
     from trainvitals.integrations.transformers import VitalsCallback
     from trainvitals.integrations.trl import attach
     from trainvitals.monitor import Monitor
@@ -31,6 +32,7 @@ __all__ = [
     "Boundary",
     "Finding",
     "Frame",
+    "HeldoutProbe",
     "Monitor",
     "RunEnd",
     "RunStart",
@@ -49,6 +51,7 @@ _WHERE = {
     "Boundary": "events",
     "Finding": "findings",
     "Frame": "events",
+    "HeldoutProbe": "integrations.heldout",
     "Monitor": "monitor",
     "RunEnd": "events",
     "RunStart": "events",

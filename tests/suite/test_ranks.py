@@ -328,7 +328,7 @@ def slow_rewards(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ddp_on_two_ranks(tmp_path):
-    done = launch(tmp_path, 2, "ddp", "healthy", "no_collectives", "accumulate", "only_rank_0", "off", "slow_rewards", "killed")
+    done = launch(tmp_path, 2, "ddp", "healthy", "no_collectives", "heldout", "accumulate", "only_rank_0", "off", "slow_rewards", "killed")
     assert done.stdout.count("done slow_rewards") == 2, done.stdout[-4000:]
     healthy(tmp_path / "healthy", 2)
     assert len(series(tmp_path / "accumulate", 0, "optim.rank_loss{rank=1}")) > 0
@@ -342,7 +342,7 @@ def test_ddp_on_two_ranks(tmp_path):
 
 @pytest.mark.slow
 def test_fsdp2_on_two_ranks(tmp_path):
-    done = launch(tmp_path, 2, "fsdp2", "healthy", "no_collectives", "slow1", "nan1", "killed")
+    done = launch(tmp_path, 2, "fsdp2", "healthy", "no_collectives", "heldout", "slow1", "nan1", "killed")
     assert done.stdout.count("done nan1") == 2, done.stdout[-4000:]
     healthy(tmp_path / "healthy", 2)
     assert ("slow-rank", "1") in fired(tmp_path / "slow1")

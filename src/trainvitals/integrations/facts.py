@@ -33,8 +33,11 @@ _NOT_SECRET = re.compile(r"^(pad|eos|bos|unk|sep|cls|mask|think_end)_token$")
 GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram", "device.")))
 """Signals that need a CUDA device."""
 
+PROBED = frozenset({"eval.score_fall", "eval.fall_chance", "eval.proxy_gain", "eval.length_mean", "eval.seconds"})
+"""Signals that only `heldout.HeldoutProbe` gives."""
+
 HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(
-    adapters.SIGNALS, async_rollout.SIGNALS, distillation.SIGNALS, moe.SIGNALS, preference.SIGNALS, ranks.SIGNALS, reward_model.SIGNALS, sampling.SIGNALS, supervised.SIGNALS,
+    PROBED, adapters.SIGNALS, async_rollout.SIGNALS, distillation.SIGNALS, moe.SIGNALS, preference.SIGNALS, ranks.SIGNALS, reward_model.SIGNALS, sampling.SIGNALS, supervised.SIGNALS,
 )
 """Signals that only a hook on the trainer gives: absent unless one that works promises them (`Hooks.gives`)."""
 
@@ -133,6 +136,16 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if not (getattr(args, "max_grad_norm", None) or 0) > 0:
         names -= {"optim.clipped_step"}
     return frozenset(names)
+
+
+RUNNING, PROMISED = "_vitals_running", "_vitals_promised"
+"""Attributes on the control object, which all callbacks of a trainer share: our callback, and signals that others promise it."""
+
+
+def promised(trainer: Any, control: Any) -> frozenset[str]:
+    """Signals that other callbacks of ours will publish: they say so in ``promises``, or on `control` when `trainer` is None."""
+    callbacks = [] if trainer is None else trainer.callback_handler.callbacks
+    return frozenset(vars(control).get(PROMISED, ())).union(*(getattr(callback, "promises", ()) for callback in callbacks))
 
 
 def run_start(

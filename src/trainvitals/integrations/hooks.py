@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,7 @@ class Hooks:
         self.callback, self.trainer = callback, trainer
         self.kind = trainer_kind(trainer)
         self.metric_names: set[str] = set()
+        self._paused = False
         self.at_step_end: list[Callable[[], None]] = []
         self.at_finish: list[Callable[[str], None]] = []
         self._wraps: dict[tuple[int, str], _Wrap] = {}
@@ -168,7 +170,7 @@ class Hooks:
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            readers = [reader for reader in wrap.readers if reader.on] if key in self._wraps else []
+            readers = [reader for reader in wrap.readers if reader.on] if key in self._wraps and not self._paused else []
             for reader in readers:
                 if reader.before is not None:
                     try:
@@ -200,6 +202,15 @@ class Hooks:
         if not any(other.on for other in wrap.readers):
             wrap.undo()
         notice(f"hook {reader.method} switched off: {type(error).__name__}: {error}. Training goes on.")
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Inside, wrapped methods are called for something that is no part of training: nothing is read."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def remove(self) -> None:
         """Restore every wrapped method."""

@@ -21,14 +21,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainvitals.events import Boundary, BoundaryKind, Frame, RunStart
-from trainvitals.integrations.facts import run_start
+from trainvitals.integrations.facts import RUNNING, promised, run_start
 from trainvitals.integrations.grpo import RewardRange, clip_range
 from trainvitals.integrations.later import Later, scalar
 from trainvitals.integrations.lifecycle import ExitGuard, Status
@@ -82,6 +83,8 @@ class VitalsCallback(TrainerCallback):
     Attributes:
         monitor: The monitor of the current or last training; None before the first.
         off: True after an internal error; training goes on unobserved.
+        closed, latest: The newest closed step, and its signals.
+        at_close, at_train_end: Called once each when the open step is closed; when the last one is, before the monitor.
         trainer: The trainer, when `attach` handed it over.
     """
 
@@ -92,9 +95,12 @@ class VitalsCallback(TrainerCallback):
         self.gather_ranks = gather_ranks
         self.off = False
         self.trainer: Any = None
+        self.at_close: list[Callable[[], None]] = []
+        self.at_train_end: list[Callable[[TrainerState], None]] = []
         self.later = Later(notice)
         self.seen = RewardRange()
         self.pending: dict[str, float] = {}  # signals of the open step
+        self.latest: dict[str, float] = {}
         self.hooks: Any = None  # integrations.hooks.Hooks
         self.resume_path: str | None = None
         self.guard = ExitGuard(self.finish)
@@ -109,7 +115,7 @@ class VitalsCallback(TrainerCallback):
         self._row: dict[str, Any] | None = None  # a log row that came before the end of its step (PPO)
         self._open = False  # on_step_end came, the step's on_log is awaited
         self._step = 0
-        self._closed = -1
+        self.closed = -1
         self._began: float | None = None
         self._once: dict[str, float] = {}
         self._running = False
@@ -137,9 +143,11 @@ class VitalsCallback(TrainerCallback):
             time=time.time(),
             gradients=self.hooks is not None or not _sharded(args),
         )
+        vars(control)[RUNNING] = self
+        run.emits = None if run.emits is None else run.emits | promised(self.trainer, control)
         self._mapper = Mapper(None if run.trainer == "unknown" else run.trainer)
         self._start_monitor(run, args, state.global_step)
-        self._step = self._closed = state.global_step
+        self._step = self.closed = state.global_step
         self.later, self.pending, self._row, self._open = Later(notice), {}, None, False
         self._once = {"run.logging_every": max(1.0, float(args.logging_steps))} if args.logging_steps >= 1 else {}
         if hasattr(args, "max_completion_length") and args.max_completion_length:
@@ -198,6 +206,8 @@ class VitalsCallback(TrainerCallback):
     @_guarded
     def _last(self, state: TrainerState) -> None:
         self._flush()
+        while self.at_train_end:
+            self.at_train_end.pop(0)(state)
         self._boundary("train_end")
 
     def finish(self, status: Status = "completed") -> None:
@@ -320,7 +330,7 @@ class VitalsCallback(TrainerCallback):
             self._publish_row(dict(logs), phase="eval")
         elif self._open:
             self._close(logs)
-        elif state.global_step > self._closed:
+        elif state.global_step > self.closed:
             self._row = {**(self._row or {}), **logs}
         else:
             self._publish_row(dict(logs), phase="train")
@@ -332,7 +342,7 @@ class VitalsCallback(TrainerCallback):
     def _close(self, row: dict[str, Any] | None) -> None:
         """Publish everything about the open step as one closing frame."""
         self._open, self._row = False, None
-        self._closed = self._step
+        self.closed = self._step
         fresh: dict[str, Any] = {} if self.hooks is None else self.hooks.fresh_metrics()
         if row:
             known = set() if self.hooks is None else self.hooks.metric_names
@@ -350,11 +360,13 @@ class VitalsCallback(TrainerCallback):
         self.count_bad = self.count_bad or not math.isfinite(frame.values.get("optim.grad_norm_step", 0.0))
         frame.epoch = self._epoch if frame.epoch is None else frame.epoch
         frame.step = self._step
-        self._once, self.pending = {}, {}
+        self._once, self.pending, self.latest = {}, {}, frame.values
         self._publish(frame)
         for what in self._planned:
             self._boundary(what)
         self._planned = []
+        while self.at_close:
+            self.at_close.pop(0)()
 
     def _publish_row(self, row: dict[str, Any], *, phase: Literal["train", "eval"]) -> None:
         assert self._mapper is not None
@@ -391,6 +403,21 @@ class VitalsCallback(TrainerCallback):
                 json.dump(saved, file)
             os.replace(f"{path}.tmp", path)
         self._boundary("save_end")
+
+    @contextmanager
+    def evaluating(self) -> Iterator[dict[str, float]]:
+        """Between two steps: an evaluation, neither timed nor read as a part of training. Publishes what it puts into the dict."""
+        values: dict[str, float] = {}
+        with self.guard.busy():
+            self._flush()
+            self._boundary("eval_begin")
+        with nullcontext() if self.hooks is None else self.hooks.pause():
+            yield values
+        with self.guard.busy():
+            if values:
+                self._publish(Frame(self._step, values, phase="eval", time=time.time(), closes=False))
+            self._boundary("eval_end")
+        self._began = None if self._began is None else time.perf_counter()
 
     def _boundary(self, what: BoundaryKind) -> None:
         self._publish(Boundary(self._step, what, time=time.time()))

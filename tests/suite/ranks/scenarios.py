@@ -26,6 +26,7 @@ import transformers  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 from trainvitals.integrations import rank_exchange, ranks, tiny  # noqa: E402
+from trainvitals.integrations.heldout import HeldoutProbe  # noqa: E402
 from trainvitals.integrations.trl import attach  # noqa: E402
 
 RANK = int(os.environ["RANK"])
@@ -176,6 +177,22 @@ def no_collectives(folder: Path, mode: str) -> None:
     assert without.total() > 0
 
 
+def heldout(folder: Path, mode: str) -> None:
+    """A probe on rank 0 changes no weight of any rank and calls no collective; of a sharded model it keeps away."""
+    plain = build(folder / "plain", mode, max_steps=6)
+    without = counted(plain.train)
+    observed = build(folder, mode, max_steps=6)
+    probe = HeldoutProbe(lambda completions, **kwargs: [float(len(text)) for text in completions], ["what is", "two"], every=2, max_new_tokens=8)
+    observed.add_callback(probe)
+    attach(observed, console=False)
+    assert counted(observed.train) == without
+    for one, other in zip(plain.model.parameters(), observed.model.parameters(), strict=True):
+        here, there = (p.to_local() if hasattr(p, "to_local") else p for p in (one, other))
+        assert torch.equal(here, there)
+    assert probe.off == (mode == "fsdp2" and RANK == 0)
+    assert [step for step, _ in probe.history] == ([0, 2, 4, 6] if mode != "fsdp2" and RANK == 0 else [])
+
+
 def slow_rewards(folder: Path) -> None:
     """GRPO: the reward function of one rank is slow, and the others wait where rewards are gathered."""
     from trl.trainer import grpo_trainer
@@ -233,8 +250,9 @@ def main() -> None:
         fsdp_on_cpu()
     overrides = output / "trainvitals.yaml"
     for name in names:
-        if name == "no_collectives":
-            no_collectives(output / name, mode)
+        if name in {"no_collectives", "heldout"}:
+            {"no_collectives": no_collectives, "heldout": heldout}[name](output / name, mode)
+            print(f"rank {RANK} done {name}", flush=True)
             continue
         if name == "slow_rewards":
             slow_rewards(output / name)

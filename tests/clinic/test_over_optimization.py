@@ -1,0 +1,59 @@
+"""A reward that can be gamed, really trained on: the held-out checker sees it, in a run without any evaluation of its own.
+
+The task is to answer with many different vowels. The faulty reward pays for the share of vowels and forgot "different": at first
+both rise together, then the policy finds that "aa" is paid as well as "aeiou", and the held-out score falls back to the start.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainvitals import HeldoutProbe
+from trainvitals.integrations import tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.trl]
+
+EVERY = 10
+SETTINGS = {"max_steps": 100, "learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}
+NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
+PROMPTS = [[{"role": "user", "content": f"what is {a} minus {b}"}] for a in NUMBERS for b in NUMBERS]  # training asks for sums
+
+
+def different_vowels(completions: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """The intended task: share of the five vowels that occur; 0 for an answer that was cut off."""
+    ended = [tiny.END_ID in ids for ids in completion_ids]
+    return [len(set(tiny.text_of(text)) & tiny.VOWELS) / 5 * end for text, end in zip(completions, ended, strict=True)]
+
+
+def probe() -> HeldoutProbe:
+    return HeldoutProbe(different_vowels, PROMPTS, every=EVERY)
+
+
+def scores(patient: Any) -> dict[int, float]:
+    heldout = next(callback for callback in patient.trainer.callback_handler.callbacks if isinstance(callback, HeldoutProbe))
+    return {step: values["eval.score"] for step, values in heldout.history}
+
+
+def test_a_gamed_reward_is_seen_by_the_held_out_checker(tmp_path, observe):
+    patient = observe(tiny.grpo(str(tmp_path), reward=tiny.vowels, callbacks=[probe()], **SETTINGS))
+    series = scores(patient)
+    best = max(series, key=lambda step: series[step])
+    assert sum(patient.rewards[-10:]) > sum(patient.rewards[:10]) + 5  # the training reward alone looks splendid
+    assert series[100] < series[best] - 0.2
+    assert best < patient.loud["proxy-divergence"] <= best + 60
+    finding = next(f for f in patient.monitor.findings if f.rule.id == "proxy-divergence" and f.state == "firing")
+    assert finding.suppressed_by is None
+    line = next(line for line in patient.said if "(proxy-divergence, step" in line)
+    assert line.startswith("[TRL] WARNING: Training reward has risen, but the held-out result fell: ")
+    assert "Return to the checkpoint of the best held-out result and strengthen the reward function." in line
+    assert patient.monitor.verdict.state == "over_optimizing"
+
+
+def test_an_honest_reward_improves_in_silence(tmp_path, observe):
+    patient = observe(tiny.grpo(str(tmp_path), reward=different_vowels, callbacks=[probe()], **SETTINGS))
+    series = scores(patient)
+    assert series[100] > series[0] + 0.4
+    assert patient.loud == {}
+    assert patient.monitor.verdict.state in {"improving", "steady"}
