@@ -69,7 +69,7 @@ $(VENV10)/.dev: $(VENV10)/.created pyproject.toml constraints-trl-1.0.txt
 
 $(VENV112)/.dev: $(VENV112)/.created pyproject.toml constraints-trl-1.12.txt
 	@echo "==> installing TRL 1.12.0, the last with PPO, into $(VENV112) (once; a few minutes)"
-	@$(call pip_install,$(VENV112),-e '.[trl]' pytest pytest-xdist hypothesis requests,constraints-trl-1.12.txt)
+	@$(call pip_install,$(VENV112),-e '.[trl]' pytest pytest-xdist hypothesis requests aiohttp,constraints-trl-1.12.txt)
 	@touch $@
 
 comma := ,
@@ -85,8 +85,8 @@ test: $(VENV)/.dev  ## The tests (real training longer than a few seconds is in 
 
 # ---- for people who change the code -----------------------------------------------------------------------------------
 
-slow: $(VENV)/.dev  ## Real training: the silent healthy run and the planted faults.
-	@$(BIN)/python -m pytest -m slow --durations=5 $(ARGS)
+slow: $(VENV)/.dev  ## Real training: the silent healthy runs, the planted faults, several processes, whole commands.
+	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=15 $(ARGS)
 
 test-trl-1.0: $(VENV10)/.dev  ## The integrations and every trainer against TRL 1.0.0 and transformers 4.57.
 	@$(VENV10)/bin/python -m pytest -m 'not slow' -n 2 tests/integrations tests/suite $(ARGS)

@@ -97,7 +97,7 @@ def test_what_is_live_comes_from_the_table_not_from_the_rule() -> None:
     assert how_to_apply("temperature", Context({}, "grpo", "trl"))[0] == "restart"
     assert how_to_apply("epsilon_high", Context({}, "rloo", "trl"))[0] == "restart"
     assert how_to_apply("my_knob", Context({}, "grpo", "trl"))[0] == "manual"
-    (action,) = one("temperature", 1.1, {"temperature": 0.9}, restart="live")
+    (action,) = one("temperature", 1.1, {"temperature": 0.9})
     assert action.apply == "restart"
 
 

@@ -23,6 +23,7 @@ import matrix
 import yaml
 
 from trainvitals import cli
+from trainvitals.advice import LIVE
 from trainvitals.events import CATALOGUE, FAMILIES, SignalSpec
 from trainvitals.names.entry import Entry
 from trainvitals.rulelang.functions import FUNCTIONS
@@ -198,7 +199,7 @@ def suggestions(rule: dict[str, Any]) -> str:
         line = f"* Set `{item['set']}` to `{flat(str(item['to']))}`"
         line += f" if `{flat(str(item['if']))}`" if "if" in item else ""
         line += f": {flat(item['why'])}." if item.get("why") else "."
-        line += " Needs a restart." if item.get("restart") == "required" else " Can be changed while training runs." if item.get("restart") == "live" else ""
+        line += _when(item["set"])
         line += " Changes the objective." if item.get("objective") else ""
         line += f" Costs: {flat(item['costs'])}." if item.get("costs") else ""
         line += "".join(f" With it, set `{also['set']}` to `{flat(str(also['to']))}`." for also in item.get("also") or [])
@@ -207,6 +208,14 @@ def suggestions(rule: dict[str, Any]) -> str:
     if expect:
         lines.append(f"\nAfterwards `{flat(expect['that'])}` should hold within {expect['within']['updates']} updates; the record `confirmed` or `no_effect` says whether it did.")
     return "\n".join(lines or ["It suggests nothing by itself."]) + "\n"
+
+
+def _when(parameter: str) -> str:
+    """Whether the change works on a running trainer, as `trainvitals.advice.LIVE` knows it."""
+    where = sorted({trainer for _, trainer, name in LIVE if name == parameter})
+    if not where:
+        return " Needs a restart."
+    return " Can be changed while training runs." if "any" in where else f" Can be changed while training runs ({', '.join(where)})."
 
 
 def tuning(rule: dict[str, Any]) -> str:

@@ -127,6 +127,7 @@ class VerdictMaker:
         self.current: Verdict | None = None
         self.checkpoints: list[tuple[int, str]] = []
         self.updates = 0
+        self._counted = -1
         self._since: int | None = None
         self._rising: dict[str, bool] = {}
         self._train = {name: Trend(4) for name, _, _ in _TRAIN_SIGNALS}
@@ -156,6 +157,7 @@ class VerdictMaker:
     def rewind(self, step: int) -> None:
         """The run went back to `step`: checkpoints after it belong to an abandoned line."""
         self.checkpoints = [entry for entry in self.checkpoints if entry[0] <= step]
+        self._counted = min(step, self._counted)
 
     def take(self, finding: Finding, rule: Rule) -> None:
         """Keep track of what is open."""
@@ -171,8 +173,9 @@ class VerdictMaker:
             self.open.pop(finding.finding_id, None)
 
     def due(self, step: int) -> bool:
-        """Whether the periodic look is due; counts the update."""
-        self.updates += 1
+        """Whether the periodic look is due; counts the update unless values came for one that was counted."""
+        self.updates += step > self._counted
+        self._counted = max(step, self._counted)
         if step < self._next:
             return False
         self._next = step + self.EVERY
@@ -273,7 +276,7 @@ class VerdictMaker:
             "open": {key: {name: getattr(entry, name) for name in Open.__slots__} for key, entry in self.open.items()},
             "current": self.current.model_dump(mode="json", by_alias=True) if self.current else None,
             "checkpoints": [list(entry) for entry in self.checkpoints],
-            "updates": self.updates, "since": self._since, "next": self._next, "rising": dict(self._rising),
+            "updates": self.updates, "since": self._since, "next": self._next, "counted": self._counted, "rising": dict(self._rising),
             "train": {name: trend.state_dict() for name, trend in self._train.items()},
             "eval": {name: trend.state_dict() for name, trend in self._eval.items()},
         }  # fmt: skip
@@ -284,7 +287,7 @@ class VerdictMaker:
         self.open = {key: Open(**entry) for key, entry in state["open"].items()}
         self.current = Verdict.model_validate(state["current"]) if state["current"] else None
         self.checkpoints = [(step, path) for step, path in state["checkpoints"]]
-        self.updates, self._since, self._next = state["updates"], state["since"], state["next"]
+        self.updates, self._since, self._next, self._counted = state["updates"], state["since"], state["next"], state["counted"]
         self._rising = dict(state["rising"])
         for trends, saved in ((self._train, state["train"]), (self._eval, state["eval"])):
             for name, trend in trends.items():

@@ -136,7 +136,6 @@ def _suggestion(suggestion: Suggest) -> Iterator[str]:
     parts = [f"set {suggestion.set} to {to}"]
     if suggestion.condition is not None:
         parts.append(f"if {suggestion.condition.text}")
-    parts.append("live" if suggestion.restart == "live" else "needs a restart")
     parts += [f"and {also.set} to {also.to.text}" for also in suggestion.also]
     if suggestion.why:
         parts.append(f"why: {suggestion.why}")

@@ -120,6 +120,8 @@ class Report:
 
     def _write(self, **changes: Any) -> None:
         self._state.update(changes)
+        if not self._folder:
+            return
         path = os.path.join(self._folder, f"training-{self._state['pid']}-{self._number}.json")
         with contextlib.suppress(OSError):  # another machine than the command's, or the command is gone
             with open(f"{path}.tmp", "w", encoding="utf-8") as file:

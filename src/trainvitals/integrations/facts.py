@@ -8,18 +8,8 @@ import re
 from typing import Any
 
 from trainvitals.events import CATALOGUE, RunStart
-from trainvitals.integrations import (
-    adapters,
-    async_rollout,
-    distillation,
-    moe,
-    ppo,
-    preference,
-    ranks,
-    reward_model,
-    sampling,
-    supervised,
-)
+from trainvitals.integrations import distillation, ppo, sampling
+from trainvitals.integrations.families import FAMILIES
 
 _KINDS = {
     "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft", "axolotl": "sft",
@@ -36,10 +26,9 @@ GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram
 PROBED = frozenset({"eval.score_fall", "eval.fall_chance", "eval.proxy_gain", "eval.length_mean", "eval.seconds"})
 """Signals that only `heldout.HeldoutProbe` gives."""
 
-HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(
-    PROBED, adapters.SIGNALS, async_rollout.SIGNALS, distillation.SIGNALS, moe.SIGNALS, preference.SIGNALS, ranks.SIGNALS, reward_model.SIGNALS, sampling.SIGNALS, supervised.SIGNALS,
-)
-"""Signals that only a hook on the trainer gives: absent unless one that works promises them (`Hooks.gives`)."""
+HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(*(family.SIGNALS for family in FAMILIES if family is not ppo))
+"""Signals that only a hook on the trainer gives: absent unless one that works promises them (`Hooks.gives`).
+What PPO's hooks give, other trainers log (`_UNLESS_HOOKED`)."""
 
 _NEVER = frozenset(
     {"optim.update_ratio", "memory.host_rss_bytes", "time.tokens_per_second", "data.prompt_length_mean",

@@ -160,13 +160,7 @@ class Hooks:
         return True
 
     def _wrapped(self, owner: Any, name: str, original: Any, key: tuple[int, str]) -> _Wrap | None:
-        own = vars(owner).get(name)  # somebody else's wrap on the instance: put back as it was
-
-        def undo() -> None:
-            if own is not None:
-                setattr(owner, name, own)
-            else:
-                vars(owner).pop(name, None)
+        undo = functools.partial(_restore, owner, name, vars(owner).get(name))
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -222,7 +216,7 @@ class Hooks:
     def _wrap_train(self) -> None:
         """`train` itself: an exception that leaves it must still print the end block."""
         trainer, callback = self.trainer, self.callback
-        original = trainer.train
+        original, own = trainer.train, vars(trainer).get("train")  # Unsloth puts one on the instance
 
         @functools.wraps(original)
         def train(*args: Any, **kwargs: Any) -> Any:
@@ -233,7 +227,7 @@ class Hooks:
                 raise
 
         trainer.train = train
-        self._wraps[(id(trainer), "train")] = _Wrap(lambda: vars(trainer).pop("train", None))
+        self._wraps[(id(trainer), "train")] = _Wrap(functools.partial(_restore, trainer, "train", own))
 
     # ---- what every trainer has ----
 
@@ -331,3 +325,11 @@ class Hooks:
                 row[name] = values[-1] if name == "num_tokens" else whole if name.endswith("_total") else whole / len(values)
         self._raw = {}
         return row
+
+
+def _restore(owner: Any, name: str, own: Any) -> None:
+    """Undo a wrap: put back what stood on the instance, somebody else's wrap for example, or nothing."""
+    if own is not None:
+        setattr(owner, name, own)
+    else:
+        vars(owner).pop(name, None)

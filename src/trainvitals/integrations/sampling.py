@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,18 @@ def install(hooks: Hooks) -> None:
             hooks.wrap(trainer, "_generate_and_score_completions", after, before=before, gives=PENALTY, needed=True)
     if hasattr(trainer, "teacher_context_builder"):
         return  # SDPO scores its samples to find a teacher among them: its loss is read in distillation.py
+    if not _calls(type(trainer), "compute_loss", "_compute_loss"):
+        return  # a copy of the trainer with a loss of its own (Unsloth): there are no ratios to read
     hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
     gives = _LOSS | (_CLIP if reader.clips else frozenset()) | (_SEQUENCE if reader.clips and reader.sequence else frozenset())
     hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=gives, needed=True)
     hooks.at_step_end.append(reader.step_end)
+
+
+def _calls(cls: type, method: str, other: str) -> bool:
+    """Whether a method's own code names another one; True where that cannot be told."""
+    code = getattr(inspect.unwrap(getattr(cls, method, _calls)), "__code__", None)
+    return code is None or other in code.co_names
 
 
 class _Sampling:
@@ -86,7 +95,7 @@ class _Sampling:
     def after_logps(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Keep the log-probabilities that the loss is about to use."""
         logps = result[0] if isinstance(result, tuple) else result
-        self._logps = logps.detach()
+        self._logps = None if logps is None else logps.detach()
         if not torch.is_grad_enabled():
             self._frozen = [*self._frozen[-1:], self._logps]
 

@@ -17,7 +17,8 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -96,3 +97,16 @@ def _fractions(*, free: int, total: int, allocated: int, reserved: int, peak_res
         "memory.vram_used_fraction": min(1.0, (peak_reserved + others) / total),
         "memory.vram_static_fraction": min(1.0, (allocated + others) / total),
     }
+
+
+def norm_signals(limit: float, *, clipped_before: bool) -> Callable[[list[torch.Tensor]], dict[str, float]]:
+    """Gradient norm and whether it was clipped; after clipping, a norm at the limit (0.1 % tolerance) means that it was."""
+
+    def compute(tensors: list[torch.Tensor]) -> dict[str, float]:
+        norm = float(tensors[0])
+        values = {"optim.grad_norm_step": norm}
+        if limit > 0 and math.isfinite(norm):
+            values["optim.clipped_step"] = float(norm > (0.999 * limit if clipped_before else limit))
+        return values
+
+    return compute

@@ -34,7 +34,7 @@ from trainvitals.integrations.grpo import RewardRange, clip_range
 from trainvitals.integrations.later import Later, scalar
 from trainvitals.integrations.lifecycle import ExitGuard, Status
 from trainvitals.integrations.nvml import Nvml
-from trainvitals.integrations.torch import memory_signals, parameter_norms
+from trainvitals.integrations.torch import memory_signals, norm_signals, parameter_norms
 from trainvitals.integrations.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ class VitalsCallback(TrainerCallback):
         run.emits = None if run.emits is None else run.emits | promised(self.trainer, control)
         self._mapper = Mapper(None if run.trainer == "unknown" else run.trainer)
         self._start_monitor(run, args, state.global_step)
+        if self.monitor is not None:
+            self.monitor.unknown_metrics = self._mapper.unknown
         self._step = self.closed = state.global_step
         self.later, self.pending, self._row, self._open = Later(notice), {}, None, False
         self._once = {"run.logging_every": max(1.0, float(args.logging_steps))} if args.logging_steps >= 1 else {}
@@ -265,13 +267,13 @@ class VitalsCallback(TrainerCallback):
         if norm is not None:
             # Handed out by the trainer's own clipping: costs nothing and is the norm before clipping, over all ranks.
             if isinstance(norm, torch.Tensor):
-                self.later.put([norm], _norm_signals(limit, clipped_before=False))
+                self.later.put([norm], norm_signals(limit, clipped_before=False))
             else:
-                self.pending.update(_norm_signals(limit, clipped_before=False)([torch.tensor(norm)]))
+                self.pending.update(norm_signals(limit, clipped_before=False)([torch.tensor(norm)]))
             return
         norms = parameter_norms(trainable)
         if norms is not None:
-            self.later.put([torch.linalg.vector_norm(norms)], _norm_signals(limit, clipped_before=limit > 0))
+            self.later.put([torch.linalg.vector_norm(norms)], norm_signals(limit, clipped_before=limit > 0))
             if not limit > 0:  # clipping by a NaN norm makes every gradient NaN: there is nothing left to count
                 self.later.put([(~torch.isfinite(norms)).sum()], scalar("optim.nonfinite_grads"))
 
@@ -425,19 +427,6 @@ class VitalsCallback(TrainerCallback):
     def _publish(self, item: Frame | Boundary) -> None:
         if self.monitor is not None:
             self.monitor.publish(item)
-
-
-def _norm_signals(limit: float, *, clipped_before: bool) -> Callable[[list[torch.Tensor]], dict[str, float]]:
-    """Gradient norm and whether it was clipped; after clipping, a norm at the limit (0.1 % tolerance) means that it was."""
-
-    def compute(tensors: list[torch.Tensor]) -> dict[str, float]:
-        norm = float(tensors[0])
-        values = {"optim.grad_norm_step": norm}
-        if limit > 0 and math.isfinite(norm):
-            values["optim.clipped_step"] = float(norm > (0.999 * limit if clipped_before else limit))
-        return values
-
-    return compute
 
 
 def _sharded(args: TrainingArguments) -> bool:

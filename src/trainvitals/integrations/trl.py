@@ -13,26 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainvitals.integrations import (
-    adapters,
-    async_rollout,
-    distillation,
-    moe,
-    ppo,
-    preference,
-    ranks,
-    reward_model,
-    sampling,
-    supervised,
-)
+from trainvitals.integrations.families import FAMILIES
 from trainvitals.integrations.hooks import Hooks
 from trainvitals.integrations.transformers import VitalsCallback
 
-FAMILIES = (sampling.install, ppo.install, preference.install, supervised.install, reward_model.install, adapters.install, moe.install, async_rollout.install, distillation.install, ranks.install)
-"""What looks into which kind of trainer. Each wraps what it finds and leaves other trainers alone.
-
-A family that is added here has its ``SIGNALS`` added in `facts.HOOKED` as well.
-"""
 
 def attach(trainer: Any, **monitor_kwargs: Any) -> VitalsCallback:
     """Observe a `transformers.Trainer` or a TRL trainer closely.
@@ -56,7 +40,7 @@ def attach(trainer: Any, **monitor_kwargs: Any) -> VitalsCallback:
         raise ValueError(msg)
     if callback.hooks is None:
         callback.trainer = trainer
-        callback.hooks = Hooks(callback, trainer, FAMILIES)
+        callback.hooks = Hooks(callback, trainer, [family.install for family in FAMILIES])
     return callback
 
 

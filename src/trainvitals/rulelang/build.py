@@ -351,7 +351,7 @@ class _Builder:
         if "inspect" in inner:
             inner.only(("inspect", "if", "why"))
             return Suggest(inspect=inner.text("inspect"), condition=self.expression(inner, "if", "bool"), why=inner.text("why"))
-        inner.only(("set", "to", "if", "also", "predicts", "why", "costs", "restart", "objective", "inspect"), ("set", "to"))
+        inner.only(("set", "to", "if", "also", "predicts", "why", "costs", "objective", "inspect"), ("set", "to"))
         also = []
         for number, node in enumerate(inner.items("also"), 1):
             if not isinstance(node, Map):
@@ -375,7 +375,6 @@ class _Builder:
         return Suggest(
             set=self.parameter(inner), to=to, condition=self.expression(inner, "if", "bool"), also=tuple(also), predicts=predicts,
             why=inner.text("why"), costs=inner.text("costs"), objective=inner.flag("objective"),
-            restart="live" if inner.word("restart", ("live", "required"), "required") == "live" else "required",
         )  # fmt: skip
 
     def parameter(self, inner: Fields) -> str:

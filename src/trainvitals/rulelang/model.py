@@ -136,7 +136,6 @@ class Suggest:
         predicts: Signal to the value expected after the change.
         why: Reason in words.
         costs: What gets worse.
-        restart: ``live`` or ``required``.
         objective: True when the change alters what is optimised.
         inspect: Advice in words.
     """
@@ -148,7 +147,6 @@ class Suggest:
     predicts: Mapping[str, Expr] = field(default_factory=dict)
     why: str = ""
     costs: str = ""
-    restart: Literal["live", "required"] = "required"
     objective: bool = False
     inspect: str | None = None
 
@@ -296,6 +294,6 @@ def _text(expr: Expr | None) -> str | None:
 def _suggestion(suggestion: Suggest) -> dict[str, Any]:
     return {
         "set": suggestion.set, "to": _text(suggestion.to), "if": _text(suggestion.condition), "inspect": suggestion.inspect,
-        "also": [[also.set, also.to.text] for also in suggestion.also], "restart": suggestion.restart,
+        "also": [[also.set, also.to.text] for also in suggestion.also],
         "predicts": {name: expr.text for name, expr in suggestion.predicts.items()}, "objective": suggestion.objective,
     }  # fmt: skip

@@ -78,7 +78,7 @@ def _suggestion() -> Schema:
         "set": native, "to": _expression("New value"), "if": _expression("Made only when it holds"),
         "also": {"type": "array", "items": also, "description": "Changes that must go along."},
         "predicts": {"type": "object", "additionalProperties": _expression("Value expected"), "description": "Signal to expected value."},
-        "why": _text("Reason."), "costs": _text("What gets worse."), "restart": {"enum": ["live", "required"]},
+        "why": _text("Reason."), "costs": _text("What gets worse."),
         "objective": {"type": "boolean", "description": "The change alters what is optimised."},
     }  # fmt: skip
     look = {"inspect": _text("What to look at."), "if": _expression("Made only when it holds"), "why": _text("Reason.")}

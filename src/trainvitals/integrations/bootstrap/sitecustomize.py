@@ -43,7 +43,9 @@ def start_watching() -> None:
 
 def leave_mark(name: str) -> None:
     """An empty file in the folder of ``trainvitals run``, if that is on this machine."""
-    folder = os.environ.get("TRAINVITALS_RUN_FOLDER", "")
+    folder = os.environ.get("TRAINVITALS_RUN_FOLDER")
+    if not folder:
+        return
     try:
         with open(os.path.join(folder, name), "a"):
             pass

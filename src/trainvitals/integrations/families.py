@@ -1,0 +1,19 @@
+"""Which parts of trainers are looked into: one module each, with ``SIGNALS`` and ``install(hooks)``. To add one, add it here."""
+
+from __future__ import annotations
+
+from trainvitals.integrations import (
+    adapters,
+    async_rollout,
+    distillation,
+    moe,
+    ppo,
+    preference,
+    ranks,
+    reward_model,
+    sampling,
+    supervised,
+)
+
+FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, ranks)
+"""In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""
