@@ -26,7 +26,7 @@ ELSEWHERE = {
     "rulelang/functions": "rulelang/test_check.py", "rulelang/explain": "rulelang/test_compile.py", "rulelang/generate": "rulelang/test_compile.py",
     "rulelang/kleene": "rulelang/test_compile.py", "rulelang/pace": "rulelang/test_windows.py",
     "rulelang/windows_series": "rulelang/test_windows.py", "rulelang/windows_stats": "rulelang/test_windows.py",
-    "sinks/recorder": "test_monitor.py", "integrations/tiny": "clinic/conftest.py", "integrations/hooks": "integrations/test_attach_grpo.py",
+    "sinks/recorder": "test_monitor.py", "integrations/tiny": "clinic/conftest.py", "integrations/hooks": "integrations/test_attach_grpo.py", "integrations/families": "integrations/test_parts.py",
     "integrations/sampling": "integrations/test_attach_grpo.py", "integrations/ppo": "suite/test_ppo.py", "integrations/ranks": "suite/test_ranks.py",
     "integrations/rank_exchange": "suite/test_ranks.py", "integrations/async_rollout": "suite/test_async_grpo.py",
     "integrations/accelerate": "suite/test_beyond_trl.py", "integrations/lightning": "suite/test_beyond_trl.py",

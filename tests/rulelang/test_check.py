@@ -77,7 +77,7 @@ def test_the_message_of_an_unknown_signal_describes_the_nearest() -> None:
     assert problem.render() == (
         "rules/x.yaml:19:12 error E103 unknown signal 'sampler.logp_diff_mean'\n"
         "   19 |     median(sampler.logp_diff_mean, updates=10)\n"
-        "      |            ^^^^^^^^^^^^^^^^^^^^^^ did you mean 'sampler.logp_difference_mean' (nats, per rollout, emitted by grpo, rloo, async_grpo)?"
+        "      |            ^^^^^^^^^^^^^^^^^^^^^^ did you mean 'sampler.logp_difference_mean' (nats, per rollout, emitted by grpo, rloo)?"
     )
 
 

@@ -26,7 +26,7 @@ GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram
 PROBED = frozenset({"eval.score_fall", "eval.fall_chance", "eval.proxy_gain", "eval.length_mean", "eval.seconds"})
 """Signals that only `heldout.HeldoutProbe` gives."""
 
-HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(*(family.SIGNALS for family in FAMILIES if family is not ppo))
+HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(PROBED, *(family.SIGNALS for family in FAMILIES if family is not ppo))
 """Signals that only a hook on the trainer gives: absent unless one that works promises them (`Hooks.gives`).
 What PPO's hooks give, other trainers log (`_UNLESS_HOOKED`)."""
 

@@ -419,7 +419,8 @@ class _Builder:
         widest = self.scope.widest(when)
         node = self.fields.get("when")
         assert node is not None
-        if 1 < sustain.of < widest:
+        guard = sustain.hits == sustain.of <= 3  # no count: two statistics that cross meet for an update or two
+        if 1 < sustain.of < widest and not guard:
             at = self.fields.node.keys["sustain"]
             message = f"'sustain' looks at {sustain.of} evaluations, the widest window holds {widest:g}: they share most samples"
             self.problems.append(at.problem("W601", message, "count over at least twice the window, or shorten the window"))

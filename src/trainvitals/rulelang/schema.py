@@ -139,13 +139,14 @@ _STEP: Schema = {"type": "integer", "minimum": 0}
 _POSITIVE: Schema = {"type": "number", "minimum": 0}
 _SCALAR: Schema = {"type": ["string", "number", "boolean"]}
 _SCALARS: Schema = {"type": "object", "additionalProperties": _SCALAR}
+_FACTS: Schema = {"type": "object", "additionalProperties": {"anyOf": [_SCALAR, {"type": "array", "items": {"type": "string"}}]}}
 
 
 def rule_test_schema() -> Schema:
     """Schema of ``<id>.test.yaml``; the keys are those that `trainvitals.testing_cases` reads."""
     given = _object(
         {
-            "trainer": _text("Trainer of the run."), "framework": _text("Framework of the run."), "config": _SCALARS, "run": _SCALARS,
+            "trainer": _text("Trainer of the run."), "framework": _text("Framework of the run."), "config": _SCALARS, "run": _FACTS,
             "absent": _texts("Signals that this run can never emit."),
         },
         meaning="The run that the cases happen in.",
