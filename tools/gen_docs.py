@@ -325,6 +325,7 @@ def demo_parser() -> argparse.ArgumentParser:
 
 
 CLI_INTRO = """Data goes to stdout, words to stderr. The same input gives the same bytes. Only `demo` imports torch.
+`run` exits with the status of what it ran (128 + N when signal N ended it); its own answers are 1, 2 and 75.
 
 | exit | meaning |
 | --- | --- |
@@ -333,6 +334,7 @@ CLI_INTRO = """Data goes to stdout, words to stderr. The same input gives the sa
 | 2 | usage, configuration, rule or input error, an empty or unreadable log included |
 | 3 | could not tell: too little data, or required signals missing |
 | 5 | a bug of ours |
+| 75 | `run --stop-on` stopped the command, and a restart from a checkpoint is advised (1: there is no healthy one) |
 | 130 | interrupted by Ctrl-C |
 """
 
