@@ -113,6 +113,7 @@ def test_replay_of_a_run_that_overshot_its_checkpoint_and_resumed(tmp_path: Path
     again = Monitor(output_dir=tmp_path, console=False, resumed_from=60)
     again.load_state_dict(state)
     again.publish(replace(START, time=T0 + 200))
+    again.publish(Boundary(60, "train_begin", T0 + 200))
     again.publish(Boundary(60, "resume", T0 + 200))
     drive(again, 61, last=150, bad_from=90)
     again.close()

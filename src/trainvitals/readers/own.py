@@ -38,8 +38,7 @@ def read(text: str, path: str, mapper: Mapper) -> Recording:
             if kind == "run_start":
                 if end is not None:
                     items.append(end)  # an attempt that ended before the run was resumed
-                following = records[place + 1][1] if place + 1 < len(records) else {}
-                _run_start(record, following, items, notes)
+                _run_start(record, items, notes, seam_is_told=_tells_its_seam(records, place))
                 end = None
             elif kind == "signal":
                 item = _signal(record)
@@ -87,7 +86,17 @@ def _records(text: str, path: str, notes: list[str]) -> list[tuple[int, dict[str
     return records
 
 
-def _run_start(record: Mapping[str, Any], following: Mapping[str, Any], items: list[Item], notes: list[str]) -> None:
+def _tells_its_seam(records: list[tuple[int, dict[str, Any]]], place: int) -> bool:
+    """Whether a ``resume`` boundary follows the ``run_start`` at `place` before the first metrics."""
+    for _, record in records[place + 1 :]:
+        if record.get("kind") != "signal" or record.get("event", "frame") != "boundary":
+            return False
+        if record.get("what") == "resume":
+            return True
+    return False
+
+
+def _run_start(record: Mapping[str, Any], items: list[Item], notes: list[str], *, seam_is_told: bool) -> None:
     emits, at = record.get("emits"), record.get("resumed_from")
     start = RunStart(
         run_id=str(record.get("run", "")), trainer=str(record.get("trainer", "unknown")), framework=str(record.get("framework", "unknown")),
@@ -101,8 +110,8 @@ def _run_start(record: Mapping[str, Any], following: Mapping[str, Any], items: l
     items.append(start)
     step = int(at) if at is not None else max((item.step for item in items if not isinstance(item, RunStart)), default=0)
     notes.append(f"the run was resumed at step {step}")
-    if following.get("event") == "boundary" and following.get("what") == "resume":
-        return  # the seam was recorded as it happened
+    if seam_is_told:
+        return
     items.append(Boundary(step, "resume", as_time(record.get("ts"))))
 
 
