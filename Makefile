@@ -86,13 +86,15 @@ test: $(VENV)/.dev  ## The tests (real training longer than a few seconds is in 
 # ---- for people who change the code -----------------------------------------------------------------------------------
 
 slow: $(VENV)/.dev  ## Real training: the silent healthy runs, the planted faults, several processes, whole commands.
-	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=15 $(ARGS)
+	@$(BIN)/python -m pytest -m 'slow and not alone' -n 2 --dist loadfile --durations=10 $(ARGS)
+	@$(BIN)/python -m pytest -m alone tests/suite/test_ranks.py tests/clinic/test_faults_ranks.py $(ARGS)
 
 test-trl-1.0: $(VENV10)/.dev  ## The integrations and every trainer against TRL 1.0.0 and transformers 4.57.
 	@$(VENV10)/bin/python -m pytest -m 'not slow' -n 2 tests/integrations tests/suite $(ARGS)
 
 test-trl-1.12: $(VENV112)/.dev  ## Every trainer against TRL 1.12.0, the last version with PPO.
-	@$(VENV112)/bin/python -m pytest -n 2 tests/suite tests/clinic/test_faults_ppo.py $(ARGS)
+	@$(VENV112)/bin/python -m pytest -m 'not slow' -n 2 tests/suite $(ARGS)
+	@$(VENV112)/bin/python -m pytest tests/clinic/test_faults_ppo.py $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff.
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "suite" / "ranks"))
 from launch import fired, launch, records, series
 
-pytestmark = [pytest.mark.slow, pytest.mark.trl]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.trl]
 
 OF_THE_MACHINE = {"throughput-drop", "training-stalled", "slow-rank"}  # as in conftest.py; a busy core makes its rank slow
 HANG_AT, NAN_AT, DRIFT_AT = 8, 12, 8  # as in scenarios.py

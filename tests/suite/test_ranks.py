@@ -327,6 +327,7 @@ def slow_rewards(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ddp_on_two_ranks(tmp_path):
     done = launch(tmp_path, 2, "ddp", "healthy", "no_collectives", "heldout", "accumulate", "only_rank_0", "off", "slow_rewards", "killed")
     assert done.stdout.count("done slow_rewards") == 2, done.stdout[-4000:]
@@ -341,6 +342,7 @@ def test_ddp_on_two_ranks(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_fsdp2_on_two_ranks(tmp_path):
     done = launch(tmp_path, 2, "fsdp2", "healthy", "no_collectives", "heldout", "slow1", "nan1", "killed")
     assert done.stdout.count("done nan1") == 2, done.stdout[-4000:]
@@ -351,6 +353,7 @@ def test_fsdp2_on_two_ranks(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_zero2_on_two_ranks(tmp_path):
     done = launch(tmp_path, 2, "zero2", "healthy", "no_collectives", "slow1", "nan1", "killed")
