@@ -226,7 +226,7 @@ FAULTS: dict[str, Any] = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "healthy": {"max_steps": 30},
-    "accumulate": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.0, "max_steps": 8},
+    "accumulate": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.0, "max_steps": 40},
     "only_rank_0": {"max_steps": 8},
     "off": {"max_steps": 4},
     "hang": {"max_steps": 14},
