@@ -238,13 +238,13 @@ def import_time() -> list[Result]:
     ]
 
 
-def training(quick: bool) -> Iterator[Result]:
+def training(quick: bool, pairs: int) -> Iterator[Result]:
     """CPU time of a step of real training with and without `attach`, for every trainer of the suite; quick: GRPO alone."""
     from tests.benchmarks.training import costs
 
-    for cost in costs(["grpo"] if quick else [], pairs=1 if quick else 3):
+    for cost in costs(["grpo"] if quick else [], pairs=1 if quick else pairs):
         before, after = statistics.median(cost.plain), statistics.median(cost.watched)
-        note = f"{before * 1e3:.1f} ms, with attach {after * 1e3:.1f} ms; runs without differ by up to {cost.noise:.1%}; own time {cost.own * 1e3:.2f} ms a step"
+        note = f"{before * 1e3:.1f} ms, with attach {after * 1e3:.1f} ms; {len(cost.plain)} pairs of runs; own time {cost.own * 1e3:.2f} ms a step"
         yield Result(f"CPU time of a step of {cost.trainer} with `attach` / without", f"{cost.ratio:.3f}", "", None, note)
 
 
@@ -281,6 +281,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes; exit 1 when a goal is missed")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     parser.add_argument("--no-training", action="store_true", help="leave out the real training run")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each trainer with and without attach (default: %(default)s)")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
@@ -293,7 +294,7 @@ def main() -> int:
         import_time,
     ]
     if not args.no_training:
-        parts.append(lambda: training(args.quick))
+        parts.append(lambda: training(args.quick, args.pairs))
     results: list[Result] = []
     for part in parts:
         for result in part():

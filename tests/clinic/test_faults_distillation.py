@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.trl]
 
 HEALTHY = {"learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5, "max_steps": 50}
 SELF = {**HEALTHY, "learning_rate": 3e-4}
-STUDENTS = ["gkd", "distillation"]
+STUDENTS = ["gkd", "distillation", "gold"]
 
 
 def made(name: str, folder: Any, **changes: Any) -> Any:
@@ -44,7 +44,7 @@ def line(patient: Any, rule: str) -> str:
     return next(text for text in patient.said if f"({rule}, step" in text)
 
 
-@pytest.mark.parametrize("name", ["gkd", "distillation", "sdft", "sdpo"])
+@pytest.mark.parametrize("name", [*STUDENTS, "sdft", "sdpo"])
 def test_a_healthy_run_learns_in_silence(tmp_path, observe, name):
     patient = observe(made(name, tmp_path))
     assert patient.loud == {}
@@ -78,7 +78,7 @@ def test_a_learning_rate_a_hundred_times_too_high(tmp_path, observe, name):
     assert "Consider reducing the learning rate" in line(patient, "student-diverges-from-teacher")
 
 
-@pytest.mark.parametrize(("name", "cap"), [("gkd", {"max_new_tokens": 3, "lmbda": 1.0}), *((name, {"max_completion_length": 3}) for name in ("distillation", "sdft", "sdpo"))])
+@pytest.mark.parametrize(("name", "cap"), [("gkd", {"max_new_tokens": 3, "lmbda": 1.0}), *((name, {"max_completion_length": 3}) for name in ("distillation", "gold", "sdft", "sdpo"))])
 def test_a_cap_on_generation_that_is_too_short(tmp_path, observe, name, cap):
     patient = observe(made(name, tmp_path, **cap))
     fired = {"never-terminates", "truncated-completions"} & patient.loud.keys()

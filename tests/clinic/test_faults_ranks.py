@@ -77,7 +77,7 @@ def test_a_rank_whose_weights_drift(two_ranks):
     folder, printed = two_ranks
     found = blamed(folder / "drift")
     assert list(found) == [("rank-drift", "1")]
-    assert DRIFT_AT <= found["rank-drift", "1"] <= DRIFT_AT + 10
+    assert DRIFT_AT <= found["rank-drift", "1"] <= DRIFT_AT + 20  # by the clock: steps of milliseconds, an exchange every 50 ms
     assert "Replicas must be equal" in line(printed, "rank-drift")
 
 

@@ -10,6 +10,7 @@ Nothing is simulated: TRL's `GRPOTrainer` trains a small model on the task of `t
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import subprocess
@@ -76,6 +77,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _build(options: argparse.Namespace) -> tuple[Any, Any]:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed, it tells of a kernel that nobody asked for
     import torch
     import transformers
 

@@ -217,19 +217,21 @@ class VitalsCallback(TrainerCallback):
         if not self._running:
             return
         self._running = False
-        self.guard.remove()
-        if self._watchdog is not None:
-            self._watchdog.stop()
-            self._watchdog = None
-        try:
-            if status != "completed" and not self.off:
-                self._flush()
-            if self.hooks is not None:
-                self.hooks.finish(status)
-            if self._owned and self.monitor is not None:
-                self.monitor.close(status)
-        except Exception as error:
-            notice(f"could not close the records: {type(error).__name__}: {error}")
+        with self.guard.busy():  # a launcher that loses one rank sends SIGTERM to those that are just saying goodbye
+            if self._watchdog is not None:
+                self._watchdog.stop()
+                self._watchdog = None
+            try:
+                if status != "completed" and not self.off:
+                    self._flush()
+                if self.hooks is not None:
+                    self.hooks.finish(status)
+                if self._owned and self.monitor is not None:
+                    self.monitor.close(status)
+            except Exception as error:
+                notice(f"could not close the records: {type(error).__name__}: {error}")
+            finally:
+                self.guard.remove()
 
     def switch_off(self, why: str) -> None:
         """Stop observing for the rest of the run, with one notice."""
