@@ -1,0 +1,20 @@
+"""All cases, in one list that a reader can see; each trainer's are in a file of its own."""
+
+from __future__ import annotations
+
+from tests.clinic.ward import cases_grpo
+from tests.clinic.ward.case import Case
+
+CASES: tuple[Case, ...] = (*cases_grpo.CASES,)
+
+
+def by_id(case_id: str) -> Case:
+    """The case of that id.
+
+    Raises:
+        KeyError: There is none.
+    """
+    for case in CASES:
+        if case.id == case_id:
+            return case
+    raise KeyError(f"no case {case_id!r}; `python -m tests.clinic.ward list` prints them")
