@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from tests.clinic.ward.case import HEALTHY_SEEDS, Case
+
 from trainvitals.integrations import tiny
 
 STEPS = 120
