@@ -31,12 +31,15 @@ class Life:
     """
 
     __slots__ = (
-        "bits", "changes", "clear_bits", "clear_hits", "clear_mask", "closed", "decided", "firing", "flap_span", "flapping",
+        "again", "bits", "changes", "clear_bits", "clear_hits", "clear_mask", "closed", "decided", "firing", "flap_span", "flapping",
         "hits", "mask", "onset", "opened", "openings",
     )  # fmt: skip
 
     def __init__(self, hits: int, of: int, clear_hits: int, clear_of: int) -> None:
         self.hits = hits
+        # What recovered once is likelier to come back: of the public runs one was warned of 105 updates before it died for good
+        # (notes/pathologies.md 5.2). So a second episode needs half of the evidence, and never more than the first.
+        self.again = (hits + 1) // 2
         self.mask = (1 << of) - 1
         self.clear_hits = clear_hits
         self.clear_mask = (1 << clear_of) - 1
@@ -70,7 +73,7 @@ class Life:
                 self.clear_bits = ((self.clear_bits << 1) | clear) & self.clear_mask
                 if clear and self.clear_bits.bit_count() >= self.clear_hits:
                     return self._change(False, step)
-        elif hit and self.bits.bit_count() >= self.hits:
+        elif hit and self.bits.bit_count() >= (self.again if self.openings else self.hits):
             return self._change(True, step)
         if self.flapping and self.decided - self.changes[-1] >= self.flap_span:
             self.flapping = False

@@ -1,0 +1,234 @@
+"""Does the advice help? At the alarm a run forks: carry on, our first suggestion, a random suggestion, the known right change.
+
+The sick training runs for real until the first alarm, with checkpoints. Then four trainings go on from the same place, each for as
+many updates as a whole healthy run: from the newest checkpoint before the last healthy step that the verdict names, or from the
+beginning when there was no healthy moment. An arm recovers when the goal of its last updates is within 5 % of the healthy twins'
+(pathologies.md 7.2, "cure rate"). That the right change still recovers tells that the alarm came before the damage was done.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.clinic.ward.case import Case
+from tests.clinic.ward.onset import series
+from tests.clinic.ward.record import load
+from tests.clinic.ward.score import OF_THE_MACHINE
+
+from trainvitals.advice import PARAMETERS
+from trainvitals.findings import Action
+from trainvitals.rulelang.loader import load_rules
+
+RESULT = Path(__file__).parent / "results" / "cure.json"
+SAVE_EVERY = 10
+LAST = 10
+"""Updates over which the goal is averaged at the end."""
+NEAR = 0.05
+ARMS = ("carry on", "suggested", "random", "right")
+FACTORS = (0.1, 0.3, 0.5, 2.0, 3.0, 10.0)
+"""By which the random arm changes a number: the sizes of change that rules suggest."""
+
+
+def recovered(goal: str, reached: float | None, healthy: float) -> bool:
+    """Whether an arm ends within 5 % of the healthy twins; a leading minus in `goal` means that less is better."""
+    if reached is None:
+        return False
+    room = NEAR * abs(healthy)
+    return reached <= healthy + room if goal.startswith("-") else reached >= healthy - room
+
+
+def end_of(values: Mapping[int, float | None]) -> float | None:
+    """Mean of the newest values; None when there is none, or one of them is not a number."""
+    newest = [values[step] for step in sorted(values)[-LAST:]]
+    numbers = [value for value in newest if value is not None]
+    return statistics.fmean(numbers) if numbers and len(numbers) == len(newest) else None
+
+
+def healthy_end(case: Case) -> float:
+    """Goal at the end of the healthy twins, median over their seeds."""
+    ends = [end_of(series(records).get(case.goal.lstrip("-"), {})) for records in load(case.twin).values()]
+    return statistics.median(end for end in ends if end is not None)
+
+
+def first_change(actions: Sequence[Action]) -> dict[str, Any]:
+    """Parameters that our first typed suggestion sets, with what must go along; empty when there is only advice in words."""
+    for action in actions:
+        if action.type == "set_param" and action.parameter:
+            return {action.parameter: action.to, **{more.parameter: more.to for more in action.also}}
+    return {}
+
+
+def random_changes(config: Mapping[str, Any], trainer: str, random: Random) -> Iterable[dict[str, Any]]:
+    """Changes of numbers that our rules for this trainer ever suggest, drawn without a look at the run, in random order."""
+    names = {part.set for rule in load_rules().rules if not rule.trainers or trainer in rule.trainers for part in rule.suggest if part.set}
+    known = [name for name in sorted(names) if isinstance(config.get(name), int | float) and not isinstance(config[name], bool)]
+    for _ in range(20):
+        name = random.choice(known)
+        what = PARAMETERS.get(name)
+        value = (config[name] or 0.01) * random.choice(FACTORS)
+        if what is not None:
+            value = min(max(value, what.low or value), what.high or value)
+        value = max(1, round(value)) if isinstance(config[name], int) else value
+        if value != config[name]:
+            yield {name: value}
+
+
+class _Watcher:
+    """Trains one run under observation; stops at the first alarm when asked to."""
+
+    def __init__(self, case: Case, seed: int, folder: Path, changes: Mapping[str, Any], *, stop_at_alarm: bool) -> None:
+        import torch
+        import transformers
+
+        from trainvitals.integrations.trl import attach
+
+        torch.set_num_threads(1)
+        transformers.logging.set_verbosity_error()
+        torch.manual_seed(seed)
+        saving = {"save_strategy": "steps", "save_steps": SAVE_EVERY} if stop_at_alarm else {}
+        self.case, self.folder = case, folder
+        self.trainer = case.build(str(folder), seed, **{**saving, **changes})
+        self.trainer.remove_callback(transformers.PrinterCallback)
+        self.callback = attach(self.trainer, console=io.StringIO(), fail_soft=False)
+        self.alarm: Any = None
+        if stop_at_alarm:
+            self.trainer.add_callback(_stopper(self))
+
+    def look(self) -> bool:
+        """Whether there is an alarm by now, which is kept."""
+        for finding in self.callback.monitor.findings:
+            loud = finding.state == "firing" and finding.severity != "info" and finding.rule.id not in OF_THE_MACHINE
+            if loud and (finding.step or 0) > self.case.onset:
+                self.alarm = finding
+                return True
+        return False
+
+    def train(self, resume: Path | None = None) -> None:
+        """Train to the end, the alarm, or death by the fault."""
+        if resume is not None:
+            self.trainer.add_callback(_new_rate(self.trainer.args.learning_rate))
+        try:
+            self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except (RuntimeError, ValueError, FloatingPointError) as error:
+            print(f"  {self.case.id}: training died: {str(error).splitlines()[0][:100]}", file=sys.stderr)
+
+    def end(self) -> float | None:
+        """The goal over the last updates."""
+        stream = self.folder / "vitals" / "rank0.jsonl"
+        return end_of(series([json.loads(line) for line in stream.read_text().splitlines()]).get(self.case.goal.lstrip("-"), {}))
+
+
+def _stopper(watcher: _Watcher) -> Any:
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        """Ends the training at the first alarm."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = watcher.look() or control.should_training_stop
+
+    return Stop()
+
+
+def _new_rate(rate: float) -> Any:
+    from transformers import TrainerCallback
+
+    class Rate(TrainerCallback):
+        """A checkpoint brings its learning rate along; what was configured for this arm must win (advice.LIVE says the same)."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any) -> None:
+            before = [group.get("initial_lr", rate) for group in optimizer.param_groups]
+            for group, old in zip(optimizer.param_groups, before, strict=True):
+                group["lr"] = group["lr"] * rate / old if old else rate
+                group["initial_lr"] = rate
+            lr_scheduler.base_lrs = [rate for _ in before]
+
+    return Rate()
+
+
+def fork(case: Case, seed: int) -> dict[str, Any]:
+    """One run until its alarm and its four arms; what came of each."""
+    healthy = healthy_end(case)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        sick = _Watcher(case, seed, root / "sick", {}, stop_at_alarm=True)
+        sick.train()
+        result: dict[str, Any] = {"case": case.id, "seed": seed, "healthy": healthy, "alarm": None, "arms": {}}
+        if sick.alarm is None:
+            return result
+        verdict = sick.callback.monitor.verdict
+        last = verdict.last_healthy_step or 0
+        saved = sorted(int(path.name.rsplit("-", 1)[1]) for path in (root / "sick").glob("checkpoint-*"))
+        resume_at = max((step for step in saved if step <= last), default=0)
+        resume = root / "sick" / f"checkpoint-{resume_at}" if resume_at else None
+        config = sick.callback.monitor.run.config
+        ours = first_change(sick.alarm.actions)
+        result |= {"alarm": sick.alarm.step, "rule": sick.alarm.rule.id, "from": resume_at, "suggested": ours, "right": dict(case.cure or {})}
+        draws = iter(random_changes(config, case.trainer, Random(f"{case.id}-{seed}")))
+        for arm in ARMS:
+            changes = {"suggested": ours, "right": dict(case.cure or {}), "carry on": {}}.get(arm)
+            if arm == "suggested" and not ours:
+                result["arms"][arm] = {"reached": None, "recovered": False, "note": "no parameter suggested"}
+                continue
+            result["arms"][arm] = _arm(case, seed, root / arm.replace(" ", "-"), changes, draws, resume, resume_at, healthy)
+    return result
+
+
+def _arm(case: Case, seed: int, folder: Path, changes: dict[str, Any] | None, draws: Any, resume: Path | None, start: int, healthy: float) -> dict[str, Any]:
+    """One arm. A random change that the trainer refuses (a batch that does not divide) is drawn again."""
+    drawn = changes is None
+    while True:
+        chosen = next(draws, {}) if drawn else dict(changes or {})
+        try:
+            arm = _Watcher(case, seed, folder, {"max_steps": start + case.steps, **chosen}, stop_at_alarm=False)
+        except (ValueError, TypeError):
+            if not drawn or not chosen:
+                raise
+            continue
+        arm.train(resume)
+        reached = arm.end()
+        return {"changes": chosen, "reached": reached, "recovered": recovered(case.goal, reached, healthy)}
+
+
+def _job(case_id: str, seed: int) -> dict[str, Any]:
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from tests.clinic.ward.cases import by_id
+
+    return fork(by_id(case_id), seed)
+
+
+def cure_all(cases: Iterable[Case], seeds: Sequence[int], *, jobs: int, result: Path = RESULT) -> int:
+    """Fork every curable case that has no result yet; results are kept after each. Returns how many failed."""
+    done: list[dict[str, Any]] = json.loads(result.read_text()) if result.exists() else []
+    known = {(entry["case"], entry["seed"]) for entry in done}
+    missing = [(case.id, seed) for case in cases if case.cure for seed in case.seeds if seed in seeds and (case.id, seed) not in known]
+    failed, begin = 0, time.monotonic()
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(_job, *one): one for one in missing}
+        for count, future in enumerate(as_completed(waiting), 1):
+            try:
+                entry = future.result()
+            except Exception as error:  # one broken case must not lose the others' results
+                failed += 1
+                print(f"[{count}/{len(missing)}] {waiting[future]} FAILED: {error!r}", file=sys.stderr)
+                continue
+            done.append(entry)
+            done.sort(key=lambda one: (one["case"], one["seed"]))
+            result.write_text(json.dumps(done, indent=1) + "\n")
+            words = ", ".join(f"{arm}: {'recovers' if what['recovered'] else 'no'}" for arm, what in entry["arms"].items()) or "no alarm"
+            print(f"[{count}/{len(missing)}, {time.monotonic() - begin:.0f} s] {entry['case']} seed {entry['seed']}: {words}", file=sys.stderr)
+    return failed

@@ -1,0 +1,161 @@
+"""Judges recordings with the built-in rules and compares what they said with what was planted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tests.clinic.ward.case import HEALTHY_STATES, Case
+from tests.clinic.ward.onset import Series, Twins, series, visible
+from tests.clinic.ward.record import Records, load, run_id
+
+from trainvitals.engine import Engine
+from trainvitals.findings import Finding
+from trainvitals.names import Mapper
+from trainvitals.readers import own
+from trainvitals.rulelang.loader import RuleSet, load_rules
+
+SET_ASIDE = Path(__file__).with_name("set_aside.json")
+OF_THE_MACHINE = frozenset({"throughput-drop", "training-stalled"})
+"""True or not depends on what else ran on the machine; recordings carry no times unless the case is about them."""
+Split = Literal["dev", "new fault", "new seed"]
+
+
+@dataclass
+class Alarm:
+    """One warning or error that a reader saw: its first line in the run."""
+
+    step: int
+    rule: str
+    severity: str
+    category: str
+    incident: str = ""
+    role: str = "independent"
+
+
+@dataclass
+class Judged:
+    """What was said about one run, beside the truth.
+
+    Attributes:
+        visible: Update at which an oracle first sees the fault, and `visible_in` the signal; None when it never does.
+        alarms: Warnings and errors in order, each rule once, suppressed ones left out.
+        causes: Rules in the order in which the verdict ranks them as cause.
+        states: Verdict states in order of time.
+    """
+
+    case: str
+    trainer: str
+    seed: int
+    split: Split
+    sick: bool
+    hard: bool
+    steps: int
+    onset: int
+    visible: int | None = None
+    visible_in: str = ""
+    alarms: list[Alarm] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+
+    @property
+    def after(self) -> list[Alarm]:
+        """Alarms after the injection."""
+        return [alarm for alarm in self.alarms if alarm.step > self.onset] if self.sick else []
+
+    @property
+    def false(self) -> list[Alarm]:
+        """Alarms while nothing was wrong."""
+        return [alarm for alarm in self.alarms if not self.sick or alarm.step <= self.onset]
+
+    @property
+    def healthy_steps(self) -> int:
+        """Updates at which every alarm is false."""
+        return min(self.onset, self.steps) if self.sick else self.steps
+
+    @property
+    def delay(self) -> int | None:
+        """Updates from where the oracle sees it (or the injection, where it does not) to the first alarm."""
+        return self.after[0].step - (self.visible or self.onset + 1) if self.after else None
+
+
+def set_aside() -> dict[str, Any]:
+    """The fixed list: faults and seeds that no threshold may have seen."""
+    loaded: dict[str, Any] = json.loads(SET_ASIDE.read_text())
+    return loaded
+
+
+def split_of(case: Case, seed: int) -> Split:
+    """Which part a run belongs to."""
+    aside = set_aside()
+    if case.id in aside["faults"]:
+        return "new fault"
+    return "new seed" if seed in aside["seeds"] else "dev"
+
+
+def judge(records: Records, case: Case, seed: int, rules: RuleSet) -> Judged:
+    """Replay one recording through a fresh engine."""
+    recording = own.read("".join(json.dumps(record) + "\n" for record in records), run_id(case.id, seed), Mapper())
+    steps = max((record.get("step") or 0 for record in records), default=0)
+    judged = Judged(case.id, case.trainer, seed, split_of(case, seed), case.sick, case.hard, steps, case.onset)
+    engine = Engine(rules)
+    seen: set[str] = set()
+    for item in recording.items:
+        for output in engine.observe(item):
+            if not isinstance(output, Finding):
+                judged.states.append(output.state)
+            elif _loud(output, case) and output.rule.id not in seen:
+                seen.add(output.rule.id)
+                incident = output.incident_id or ""
+                judged.alarms.append(Alarm(output.step or 0, output.rule.id, output.severity, output.category, incident, output.role))
+    for output in engine.close():
+        if not isinstance(output, Finding):
+            judged.states.append(output.state)
+    judged.causes = ranked(judged.after or judged.alarms)
+    return judged
+
+
+def _loud(finding: Finding, case: Case) -> bool:
+    """Whether a reader hears of it, and it is about the training rather than about the machine that recorded it."""
+    machine = finding.rule.id in OF_THE_MACHINE and finding.rule.id not in case.roots
+    return finding.state == "firing" and finding.severity != "info" and not machine
+
+
+def ranked(alarms: Sequence[Alarm]) -> list[str]:
+    """Rules in the order in which a reader meets them as cause: incidents by their first alarm, each with its root first."""
+    order: dict[str, int] = {}
+    for alarm in alarms:
+        order.setdefault(alarm.incident, alarm.step)
+    place = {"root": 0, "independent": 1, "symptom": 2}
+    return [alarm.rule for alarm in sorted(alarms, key=lambda alarm: (order[alarm.incident], place[alarm.role], alarm.step))]
+
+
+def judge_all(cases: Iterable[Case], rules: RuleSet | None = None) -> list[Judged]:
+    """Every recorded run of these cases, in order."""
+    rules = rules or load_rules()
+    twins: dict[str, Twins] = {}
+    found = []
+    for case in cases:
+        runs = load(case.id)
+        if case.sick and case.twin not in twins:
+            twins[case.twin] = Twins(series(records) for records in load(case.twin).values())
+        for seed in sorted(runs):
+            judged = judge(runs[seed], case, seed, rules)
+            if case.sick:
+                signals: Series = series(runs[seed])
+                judged.visible, judged.visible_in = visible(signals, twins[case.twin], case.onset) or (None, "")
+            found.append(judged)
+    return found
+
+
+def right_verdict(judged: Judged, case: Case) -> bool:
+    """Whether the last verdict is one of the true ones."""
+    return bool(judged.states) and judged.states[-1] in (case.verdicts if case.sick else HEALTHY_STATES)
+
+
+def as_json(found: Sequence[Judged]) -> list[dict[str, Any]]:
+    """For the result file."""
+    return [asdict(judged) for judged in found]
