@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from tests.clinic.ward import record
+from tests.clinic.ward import cure, record
+from tests.clinic.ward.case import Case
 from tests.clinic.ward.cases import CASES, by_id
+from tests.clinic.ward.score import judge_all, right_verdict
+from tests.clinic.ward.tally import tally
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,13 +22,46 @@ def main(argv: list[str] | None = None) -> int:
     recording.add_argument("cases", nargs="*", metavar="CASE", help="default: all")
     recording.add_argument("--jobs", type=int, default=2)
     recording.add_argument("--again", action="store_true", help="also what was recorded before")
+    scoring = parts.add_parser("score", help="judge the recordings, print a line per run")
+    scoring.add_argument("cases", nargs="*", metavar="CASE", help="default: all that are not set aside")
+    scoring.add_argument("--split", choices=("dev", "aside", "all"), default="dev")
+    curing = parts.add_parser("cure", help="fork at the alarm: carry on, ours, random, right")
+    curing.add_argument("cases", nargs="*", metavar="CASE", help="default: all that a parameter cures")
+    curing.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    curing.add_argument("--jobs", type=int, default=2)
+    reporting = parts.add_parser("report", help="write docs/benchmark.md")
+    reporting.add_argument("--check", action="store_true", help="only say whether it is fresh")
     options = parser.parse_args(argv)
+    if options.part == "report":
+        from tests.clinic.ward import report
+
+        return report.write(check=options.check)
     if options.part == "list":
         for case in CASES:
             print(f"{case.id:36} {'sick from ' + str(case.onset) if case.sick else 'healthy':14} {', '.join(case.roots)}")
         return 0
     cases = [by_id(name) for name in options.cases] if options.cases else list(CASES)
+    if options.part == "score":
+        return _score(cases, options.split)
+    if options.part == "cure":
+        return int(cure.cure_all(cases, options.seeds, jobs=options.jobs) > 0)
     return int(record.record_all(cases, jobs=options.jobs, again=options.again) > 0)
+
+
+def _score(cases: Sequence[Case], split: str) -> int:
+    """One line per run, then the totals. Set-aside runs are shown only when asked for: whoever tunes must not see them."""
+    runs = [run for run in judge_all(cases) if split == "all" or (run.split == "dev") == (split == "dev")]
+    for run in runs:
+        case = by_id(run.case)
+        mark = "ok" if (run.causes[:1] and run.causes[0] in case.roots if run.sick else not run.alarms) else "--"
+        early = [f"!{alarm.rule}@{alarm.step}" for alarm in run.false] if run.sick else []
+        said = " ".join([*early, *(f"{alarm.rule}@{alarm.step}{'*' if alarm.severity == 'error' else ''}" for alarm in run.after or (run.alarms if not run.sick else []))])
+        verdict = "" if right_verdict(run, case) else f" (want {'/'.join(case.verdicts)})"
+        print(f"{mark} {run.case:30} s{run.seed:<3} on {run.onset:<3} seen {run.visible or '-'!s:4} [{run.states[-1] if run.states else '-'}{verdict}] {said or 'silent'}")
+    scores = tally(runs, {case.id: case for case in cases})
+    for name in ("detected", "named", "false_rate", "false_runs", "delay", "first", "three", "category", "sick_verdict", "healthy_verdict", "lines"):
+        print(f"{name:16} {getattr(scores, name)}")
+    return 0
 
 
 if __name__ == "__main__":
