@@ -30,7 +30,7 @@ pip_install = $(1)/bin/python -m pip install --progress-bar off -c $(3) $(2) 2> 
 	         if (path[n] != "main" && p[1] != last) { last = p[1]; printf "    %s\n", p[1]; fflush() } } \
 	       /^Installing collected/ { n = split($$0, p, ","); printf "    unpacking %d packages ...\n", n; fflush() }'
 
-.PHONY: help demo test test-trl-1.0 test-trl-1.12 slow lint types imports rules-check schemas docs docs-check screenshot bench wheel-check ci clean
+.PHONY: help demo test test-trl-1.0 test-trl-1.12 slow lint types imports rules-check schemas docs docs-check screenshot clinic bench wheel-check ci clean
 
 help:  ## This list.
 	@echo "make demo   train a tiny model with two planted faults and watch them being reported"
@@ -123,6 +123,9 @@ docs-check: $(VENV)/.dev  ## Fail when a schema or a generated page is stale.
 
 screenshot: $(VENV)/.dev  ## Run the demo and save what it prints as docs/demo.svg.
 	@$(BIN)/python tools/screenshot.py
+
+clinic: $(VENV)/.dev  ## Judge the clinic's recordings with today's rules and write docs/benchmark.md (no training).
+	@$(BIN)/python -m tests.clinic.ward report
 
 bench: $(VENV)/.bench  ## Benchmarks as ratios, written to docs/benchmarks.md.
 	@$(BIN)/python tests/benchmarks/bench.py --write $(ARGS)

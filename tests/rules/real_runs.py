@@ -1,6 +1,7 @@
 """Judges the public runs in ``../shared/real_runs`` with the built-in rules and prints one line per run.
 
     python tests/rules/real_runs.py [name...]
+    python tests/rules/real_runs.py --write     and keep the answers for docs/benchmark.md
 
 The logs are other people's and are not part of this repository; `test_real_runs` skips where they are missing.
 """
@@ -18,6 +19,7 @@ from trainvitals.findings import Finding
 from trainvitals.rulelang.loader import load_rules
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "real_runs"
+RESULT = Path(__file__).resolve().parents[1] / "clinic" / "ward" / "results" / "real_runs.json"
 
 
 @dataclass
@@ -75,8 +77,21 @@ def line(judged: Judged) -> str:
     return f"{judged.name:32} {judged.verdict}{onset:10} [{judged.final}] " + ("; ".join(words) or "nothing")
 
 
-if __name__ == "__main__":
-    wanted = sys.argv[1:]
+def main(arguments: list[str]) -> None:
+    """Print the table; with ``--write`` keep it for the clinic's page (labels and verdicts, nothing of the logs themselves)."""
+    wanted = [word for word in arguments if word != "--write"]
+    kept = []
     for run, label in labels().items():
-        if not wanted or any(part in run for part in wanted):
-            print(line(judge(run, label)))
+        if wanted and not any(part in run for part in wanted):
+            continue
+        judged = judge(run, label)
+        print(line(judged))
+        firsts = {severity: {rule: steps[0] for rule, steps in judged.fired.get(severity, {}).items()} for severity in ("error", "warning")}
+        kept.append({"name": run, "label": judged.verdict, "verdict": judged.final, "errors": firsts["error"], "warnings": firsts["warning"]})
+    if "--write" in arguments:
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,167 @@
+"""The clinic's own instruments: a score that cannot be wrong unseen, and recordings that are whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from tests.clinic.ward import intervals, report
+from tests.clinic.ward.case import HEALTHY_STATES, Case
+from tests.clinic.ward.cases import CASES, by_id
+from tests.clinic.ward.cure import end_of, recovered
+from tests.clinic.ward.onset import Twins, series, visible
+from tests.clinic.ward.record import load, save, thin
+from tests.clinic.ward.score import Alarm, Judged, judge, ranked, set_aside, split_of
+from tests.clinic.ward.tally import per_rule, tally
+
+from trainvitals.rulelang.loader import load_rules
+
+SICK = [case for case in CASES if case.sick]
+
+
+def _case(**changes: object) -> Case:
+    base = Case("x-fault", "grpo", "A fault.", lambda *_, **__: None, 100, onset=50, roots=("a",), categories=("collapse",), verdicts=("collapsed",))
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def _judged(*alarms: tuple[int, str], sick: bool = True, states: tuple[str, ...] = ("collapsed",), seen: int | None = 55) -> Judged:
+    said = [Alarm(step, rule, "warning", "collapse", f"{rule}.1") for step, rule in alarms]
+    run = Judged("x-fault" if sick else "x-twin", "grpo", 0, "dev", sick, False, 100, 50 if sick else 0, seen if sick else None, "", said, [], list(states))
+    run.causes = ranked(run.after or run.alarms)
+    return run
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_agree_with_published_values() -> None:
+    assert intervals.share(81, 263) == pytest.approx((0.2553, 0.3662), abs=2e-4)  # Newcombe 1998, table I, method 3
+    assert intervals.share(0, 20) == pytest.approx((0.0, 0.1611), abs=2e-4)  # the same table
+    assert intervals.rate(0, 1.0) == pytest.approx((0.0, 3.689), abs=2e-3)  # Garwood 1936
+    assert intervals.rate(10, 1.0) == pytest.approx((4.795, 18.390), abs=2e-3)
+    assert intervals.share(0, 0) == (0.0, 1.0)
+    assert intervals.median([]) is None
+    assert intervals.quantile([1.0, 2.0, 3.0], 0.25) == 1.5
+
+
+def _records(values: list[float | None], name: str = "reward.mean") -> list[dict[str, object]]:
+    return [
+        {"kind": "signal", "step": step, "values": {name: {"value": None, "nonfinite": "nan"} if value is None else value}} for step, value in enumerate(values, 1)
+    ]
+
+
+def test_a_fault_is_visible_from_its_first_of_three_far_samples() -> None:
+    twins = Twins(series(_records([0.5 + 0.01 * ((step * 7 + run) % 5) for step in range(60)])) for run in range(5))
+    healthy = [0.52] * 60
+    lone = [*healthy[:30], 0.9, 0.9, *healthy[32:]]
+    assert visible(series(_records(lone)), twins, 0) is None
+    sick = [*healthy[:30], *[0.9] * 30]
+    assert visible(series(_records(sick)), twins, 0) == (31, "reward.mean")
+    assert visible(series(_records(sick)), twins, 40) == (41, "reward.mean")  # nothing before the injection counts
+    assert visible(series(_records([*healthy[:20], None, *healthy[21:]])), twins, 0) == (21, "reward.mean")
+
+
+def test_scores_of_hand_made_runs() -> None:
+    cases = {"x-fault": _case(), "x-twin": _case(id="x-twin", roots=(), onset=0, verdicts=HEALTHY_STATES)}
+    runs = [
+        _judged((60, "a"), (61, "b")),  # found, named, first
+        _judged((58, "b"), (70, "a")),  # found, named, not first
+        _judged(states=("steady",)),  # missed
+        _judged((40, "b"), (65, "a")),  # a false alarm before the fault, then right
+        _judged(sick=False, states=("improving",)),
+        _judged((10, "b"), sick=False, states=("collapsed",)),
+    ]
+    scores = tally(runs, cases)
+    assert (scores.detected.hits, scores.detected.of) == (3, 4)
+    assert scores.delays == (3, 5, 10)
+    assert (scores.first.hits, scores.three.hits) == (2, 3)
+    assert (scores.false_rate.events, scores.false_rate.updates) == (2, 4 * 50 + 2 * 100)
+    assert (scores.false_runs.hits, scores.false_runs.of) == (1, 2)
+    assert (scores.sick_verdict.hits, scores.healthy_verdict.hits) == (3, 1)
+    by_rule = {entry.rule: entry for entry in per_rule(runs, cases)}
+    assert (by_rule["a"].due, by_rule["a"].hit, by_rule["a"].false) == (4, 3, 0)
+    assert (by_rule["b"].other, by_rule["b"].false) == (2, 2)
+
+
+def test_a_root_that_spoke_later_stands_before_its_symptom() -> None:
+    alarms = [Alarm(10, "symptom", "warning", "collapse", "i1"), Alarm(12, "other", "warning", "data", "i2"), Alarm(14, "cause", "error", "numerics", "i1", "root")]
+    assert ranked(alarms) == ["cause", "symptom", "other"]
+
+
+def test_recovery_is_within_five_percent_on_the_good_side() -> None:
+    assert recovered("reward.mean", 0.96, 1.0)
+    assert not recovered("reward.mean", 0.94, 1.0)
+    assert recovered("-optim.loss", 2.05, 2.0)
+    assert not recovered("-optim.loss", 2.2, 2.0)
+    assert not recovered("reward.mean", None, 1.0)
+    assert end_of({step: float(step) for step in range(1, 21)}) == 15.5
+    assert end_of({1: 1.0, 2: None}) is None
+
+
+# -- recordings --------------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_survives_the_disk_and_holds_nothing_of_the_machine(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    line = {
+        "schema": "trainvitals/1.0", "seq": 3, "ts": "2026-01-01T00:00:00Z", "run": "somebody", "rank": 0, "step": 4, "kind": "signal", "time": 1.7e9,
+        "values": {"optim.loss": 0.123456789, "time.step_seconds": 0.3, "reward.mean": {"value": None, "nonfinite": "nan"}},
+    }  # fmt: skip
+    kept = thin(line, _case(), 4)
+    assert kept == {
+        "schema": "trainvitals/1.0", "run": "x-fault-s4", "step": 4, "kind": "signal", "values": {"optim.loss": 0.123457, "reward.mean": {"value": None, "nonfinite": "nan"}},
+    }  # fmt: skip
+    start = {"kind": "run_start", "run": "x-fault-s4", "trainer": "grpo"}
+    save("x-fault", {4: [start, kept], 1: [{**start, "run": "x-fault-s1"}]}, tmp_path)
+    first = (tmp_path / "x-fault.jsonl.xz").read_bytes()
+    assert load("x-fault", tmp_path) == {1: [{**start, "run": "x-fault-s1"}], 4: [start, kept]}
+    save("x-fault", load("x-fault", tmp_path), tmp_path)
+    assert (tmp_path / "x-fault.jsonl.xz").read_bytes() == first
+    assert load("unknown", tmp_path) == {}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_a_case_is_whole(case: Case) -> None:
+    runs = load(case.id)
+    assert set(case.seeds) <= set(runs), f"record it: python -m tests.clinic.ward record {case.id}"
+    known = {rule.id for rule in load_rules().rules}
+    assert set(case.roots) <= known
+    if case.sick:
+        assert not by_id(case.twin).sick
+        assert case.categories
+        assert 0 <= case.onset < case.steps
+        goal = case.goal.lstrip("-")
+        assert any(goal in record.get("values", {}) for record in load(case.twin)[0])
+    for records in runs.values():
+        assert records[0]["kind"] == "run_start"
+        assert records[-1]["kind"] == "run_end"
+        assert not any("ts" in record or "/" in json.dumps(record.get("config", {})) for record in records[:1])
+
+
+def test_the_set_aside_half_is_a_half() -> None:
+    aside = set(set_aside()["faults"])
+    assert aside <= {case.id for case in SICK}
+    for trainer in {case.trainer for case in SICK}:
+        of_it = [case.id for case in SICK if case.trainer == trainer]
+        assert abs(len(aside & set(of_it)) - len(of_it) / 2) <= 1
+    assert split_of(SICK[0], set_aside()["seeds"][0]) != "dev"
+
+
+def test_judging_a_recording_is_deterministic() -> None:
+    case = SICK[0]
+    records = load(case.id)[0]
+    rules = load_rules()
+    assert judge(records, case, 0, rules) == judge(records, case, 0, rules)
+
+
+def test_the_page_is_what_the_recordings_say() -> None:
+    assert report.write(check=True) == 0, "run make clinic"
+
+
+def test_onset_scale_never_vanishes() -> None:
+    twins = Twins(series(_records([1.0] * 30)) for _ in range(5))
+    away = twins.distance("reward.mean", 10, 1.1)
+    assert away is not None
+    assert math.isfinite(away)
+    assert twins.distance("nothing", 10, 1.1) is None
