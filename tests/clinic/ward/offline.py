@@ -223,7 +223,8 @@ def poison(model: Any, **kwargs: Any) -> None:
         model.model.layers[-1].mlp.down_proj.weight[0, 0] = float("nan")
 
 
-def block(model: Any, **kwargs: Any) -> None:
-    """From now on no gradient reaches a weight, as behind a stray detach()."""
+def block(model: Any, optimizer: Any, **kwargs: Any) -> None:
+    """From now on no gradient reaches a weight, as behind a stray detach(); the optimizer forgets its momentum and stands still."""
+    optimizer.state.clear()
     for parameter in model.parameters():
         parameter.register_hook(torch.zeros_like)
