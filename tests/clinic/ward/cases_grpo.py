@@ -187,18 +187,6 @@ def never_ends(folder: str, seed: int, **changes: Any) -> Any:
     return trainer  # bound before `suppress` runs
 
 
-def prompts_change(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 51 on the prompts are five times as long and of digits and signs that training never had."""
-    from datasets import Dataset
-
-    draw = Random(seed)
-    old = [text for _ in range(4) for text in draw.sample(tiny.questions(), 64)][: 4 * BREAK]
-    new = [" ".join(f"{draw.randint(100, 999)}*{draw.randint(100, 999)};" for _ in range(8)) for _ in range(4 * (STEPS - BREAK))]
-    trainer = plain(folder, seed, **{"shuffle_dataset": False, **changes})
-    trainer.train_dataset = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in [*old, *new]])
-    return trainer
-
-
 CASES: tuple[Case, ...] = (
     Case("grpo-twin", "grpo", "The base settings.", plain, STEPS),
     Case("grpo-healthy", "grpo", "Hyperparameters and reward noise vary.", varied, STEPS, seeds=HEALTHY_SEEDS),
@@ -224,7 +212,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "grpo-off-policy", "grpo", "Eight updates per batch at learning rate 0.03: the policy leaves its samples behind.",
         partial(changed, base=iter4, fault={"learning_rate": 3e-2, "num_iterations": 8}), STEPS, twin="grpo-iter4-twin", roots=("clip-ratio-high", "ratio-blow-up"),
-        categories=("ood-drift",), verdicts=("drifting", "collapsed", "diverged"), cure={"learning_rate": 5e-4, "num_iterations": 4},
+        categories=("ood-drift",), verdicts=("drifting", "collapsed", "diverged", "improving", "steady"), cure={"learning_rate": 5e-4, "num_iterations": 4},
     ),
     Case(
         "grpo-beta-huge", "grpo", "KL penalty 10: the policy is pinned to its reference.", partial(changed, fault={"beta": 10.0}), STEPS,
@@ -251,9 +239,5 @@ CASES: tuple[Case, ...] = (
         "grpo-cap-short", "grpo", "A cap of 4 tokens where the task needs eleven.", partial(changed, base=long_answer, fault={"max_completion_length": 4}), STEPS,
         twin="grpo-long-answer", roots=("truncated-completions",), categories=("data", "config"), verdicts=("steady", "stalled", "drifting", "collapsed"),
         cure={"max_completion_length": 20},
-    ),
-    Case(
-        "grpo-prompts-change", "grpo", "From update 51 on the prompts are five times as long, of digits and signs.", prompts_change, STEPS, onset=BREAK,
-        twin="grpo-twin", roots=("prompt-drift",), categories=("data", "ood-drift"), verdicts=("improving", "steady", "stalled", "drifting", "collapsed"),
     ),
 )  # fmt: skip
