@@ -65,7 +65,7 @@ def varied(folder: str, seed: int, **changes: Any) -> Any:
     draw = Random(seed)
     noise = draw.choice((0.0, 0.0, 0.05, 0.1))
     settings = {
-        "learning_rate": draw.choice((3e-4, 5e-4, 8e-4)),
+        "learning_rate": draw.choice((4e-4, 6e-4, 1e-3)),
         "num_generations": draw.choice((4, 8, 16)),
         "per_device_train_batch_size": draw.choice((32, 32, 48)),
         "temperature": draw.choice((0.9, 1.0)),
