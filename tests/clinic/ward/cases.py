@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from tests.clinic.ward import cases_grpo
+from tests.clinic.ward import cases_async, cases_distillation, cases_grpo, cases_ppo, cases_rloo
 from tests.clinic.ward.case import Case
 
-CASES: tuple[Case, ...] = (*cases_grpo.CASES,)
+CASES: tuple[Case, ...] = (
+    *cases_grpo.CASES,
+    *cases_rloo.CASES,
+    *cases_ppo.CASES,
+    *cases_distillation.CASES,
+    *cases_async.CASES,
+)
 
 
 def by_id(case_id: str) -> Case:
