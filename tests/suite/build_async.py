@@ -54,18 +54,21 @@ class Sampler:
         seconds: What one group takes when the trainer has to wait for it.
         takes: ``weights``: loads what it is sent; ``nothing``: does not even look at it; ``and-forgets``: receives it and goes on as before.
         lag: Versions by which the tags of its samples are older than the weights that it was last sent.
+        seed: Seed of its sampling.
+        at_version: Called with each new version before samples are added, to change any of the above in the middle of a run.
     """
 
     def __init__(
         self, model: Any, vocabulary: Any, reward: Callable[..., list[float]], make: Callable[..., Any], *,
         ahead: int = PER_STEP, per_sync: int = PER_STEP, maxsize: int = 1024, seconds: float = 0.0, takes: str = "weights", lag: int = 0,
+        seed: int = 0, at_version: Callable[[Sampler, int], None] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.vocabulary, self.reward, self.make = copy.deepcopy(model).eval(), vocabulary, reward, make
         self.ahead, self.per_sync, self.seconds, self.takes, self.lag = ahead, per_sync, seconds, takes, lag
         self.rollout_buffer: queue.Queue[Any] = Rollouts(maxsize, self._when_empty)
         self.metrics_queue: queue.Queue[dict[str, Any]] = queue.Queue()
         self.version, self.groups, self.received = 0, 0, 0
-        self._random = torch.Generator().manual_seed(0)
+        self._random, self._at_version = torch.Generator().manual_seed(seed), at_version
         self._blocked_since: float | None = None
         self._prompts = [
             vocabulary.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
@@ -100,6 +103,8 @@ class Sampler:
 
     def update_model_version(self, version: int) -> None:
         began, self.version = self.version > 0, version
+        if self._at_version is not None:
+            self._at_version(self, version)
         if began:
             self._add(self.per_sync)
 

@@ -40,6 +40,7 @@ class Case:
         seeds: Seeds to record.
         keeps_time: Keep times in the recording: for faults that are about time. Other recordings must not depend on the machine.
         hard: A healthy case that looks sick: its false alarms are reported apart as well.
+        needs_trl: The TRL that records it, major and minor (``1.12``), when the trainer is not in the current one; empty: any.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Case:
     seeds: tuple[int, ...] = SICK_SEEDS
     keeps_time: bool = False
     hard: bool = False
+    needs_trl: str = ""
 
     @property
     def sick(self) -> bool:

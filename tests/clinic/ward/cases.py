@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from tests.clinic.ward import cases_grpo, cases_grpo_reward, cases_preference, cases_supervised
+from tests.clinic.ward import cases_async, cases_distillation, cases_grpo, cases_grpo_reward, cases_ppo, cases_preference, cases_rloo, cases_supervised
 from tests.clinic.ward.case import Case
 
-CASES: tuple[Case, ...] = (*cases_grpo.CASES, *cases_grpo_reward.CASES, *cases_supervised.CASES, *cases_preference.CASES)
+CASES: tuple[Case, ...] = (
+    *cases_grpo.CASES,
+    *cases_grpo_reward.CASES,
+    *cases_rloo.CASES,
+    *cases_ppo.CASES,
+    *cases_async.CASES,
+    *cases_supervised.CASES,
+    *cases_preference.CASES,
+    *cases_distillation.CASES,
+)
 
 
 def by_id(case_id: str) -> Case:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,10 @@ def record_all(cases: Iterable[Case], *, jobs: int, again: bool = False, folder:
     Returns:
         How many runs failed to be recorded.
     """
+    cases = [case for case in cases if _is_at_home(case)]
     runs = {case.id: {} if again else load(case.id, folder) for case in cases}
     missing = [(case.id, seed) for case in cases for seed in case.seeds if seed not in runs[case.id]]
+    missing.sort(key=lambda item: item[1])  # the first seed of every case comes first: a fault without effect shows early
     if not missing:
         print("nothing to record: every seed of these cases is there", file=sys.stderr)
         return 0
@@ -159,6 +162,16 @@ def record_all(cases: Iterable[Case], *, jobs: int, again: bool = False, folder:
             save(case_id, runs[case_id], folder)
             print(f"[{done}/{len(missing)}, {time.monotonic() - begin:.0f} s] {case_id} seed {seed}: {len(records)} records, {seconds:.1f} s CPU", file=sys.stderr)
     return failed
+
+
+def _is_at_home(case: Case) -> bool:
+    """Whether the installed TRL is the one that records the case; says so when it is not."""
+    if not case.needs_trl:
+        return True
+    installed = ".".join(version("trl").split(".")[:2])
+    if installed != case.needs_trl:
+        print(f"skipped: {case.id} is recorded with TRL {case.needs_trl}, this is {installed}", file=sys.stderr)
+    return installed == case.needs_trl
 
 
 def seeds_of(case: Case, runs: dict[int, Records]) -> Sequence[int]:
