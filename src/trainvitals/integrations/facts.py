@@ -31,7 +31,7 @@ HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(PROBED, *
 What PPO's hooks give, other trainers log (`_UNLESS_HOOKED`)."""
 
 _NEVER = frozenset(
-    {"optim.update_ratio", "memory.host_rss_bytes", "time.tokens_per_second", "data.prompt_length_mean",
+    {"memory.host_rss_bytes", "time.tokens_per_second", "data.prompt_length_mean",
      "data.prompt_length_max", "data.padding_fraction", "time.samples_per_second"}
 )  # fmt: skip
 # Signals that no supported trainer logs and that these callbacks do not compute.
@@ -39,7 +39,7 @@ _NEVER = frozenset(
 
 _UNLESS_HOOKED = {
     "ppo": ppo.SIGNALS | {  # its loop logs no gradients, clips none and reads no batches through the base class
-        "optim.grad_norm", "optim.clipped_step", "run.tokens_seen", "completion.terminated_length_mean",
+        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "run.tokens_seen", "completion.terminated_length_mean",
         "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
         "reward.component_std", "reward.unscored_fraction",
     },
@@ -92,6 +92,11 @@ def config_of(args: Any) -> dict[str, Any]:
     return config
 
 
+def sharded(args: Any) -> bool:
+    """True under FSDP and DeepSpeed: a rank sees shards of weights and gradients, and their norm would need a collective."""
+    return bool(getattr(args, "deepspeed", None) or getattr(args, "fsdp", None))
+
+
 def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradients: bool = True) -> frozenset[str]:
     """Signals that can come in this run; every other one is *absent* for the rules.
 
@@ -111,6 +116,8 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     names |= _LOGGED.get(trainer, frozenset())
     if trainer == "ppo":
         names -= {"time.data_wait_seconds"}  # the method that would be timed exists and is never called
+    if sharded(args):
+        names -= {"optim.update_ratio"}
     if not gradients:
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:

@@ -29,12 +29,13 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainvitals.events import Boundary, BoundaryKind, Frame, RunStart
-from trainvitals.integrations.facts import RUNNING, promised, run_start
+from trainvitals.integrations.facts import RUNNING, promised, run_start, sharded
 from trainvitals.integrations.grpo import RewardRange, clip_range
 from trainvitals.integrations.later import Later, scalar
 from trainvitals.integrations.lifecycle import ExitGuard, Status
 from trainvitals.integrations.nvml import Nvml
 from trainvitals.integrations.torch import memory_signals, norm_signals, parameter_norms
+from trainvitals.integrations.update_size import UpdateSize
 from trainvitals.integrations.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class VitalsCallback(TrainerCallback):
         self.at_close: list[Callable[[], None]] = []
         self.at_train_end: list[Callable[[TrainerState], None]] = []
         self.later = Later(notice)
+        self._update_size = UpdateSize()
         self.seen = RewardRange()
         self.pending: dict[str, float] = {}  # signals of the open step
         self.latest: dict[str, float] = {}
@@ -141,7 +143,7 @@ class VitalsCallback(TrainerCallback):
             hooks=frozenset() if self.hooks is None else self.hooks.gives,
             total_steps=state.max_steps,
             time=time.time(),
-            gradients=self.hooks is not None or not _sharded(args),
+            gradients=self.hooks is not None or not sharded(args),
         )
         vars(control)[RUNNING] = self
         run.emits = None if run.emits is None else run.emits | promised(self.trainer, control)
@@ -259,7 +261,10 @@ class VitalsCallback(TrainerCallback):
             rate = optimizer.param_groups[0]["lr"]
             if not (isinstance(rate, torch.Tensor) and rate.is_cuda):
                 self.pending["optim.learning_rate"] = float(rate)
-        self._gradients(kwargs.get("model"), float(args.max_grad_norm or 0.0), sharded=_sharded(args))
+        model, shards = kwargs.get("model"), sharded(args)
+        self._gradients(model, float(args.max_grad_norm or 0.0), sharded=shards)
+        if model is not None and not shards:
+            self._update_size.before(model)
 
     def _gradients(self, model: torch.nn.Module | None, limit: float, *, sharded: bool) -> None:
         trainable = [p for p in model.parameters() if p.requires_grad] if model is not None and not sharded else []
@@ -283,6 +288,7 @@ class VitalsCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Collect the step; close it now, or at ``on_log`` when the trainer is about to log."""
         self._flush()
+        self._update_size.after(self.later)
         self._step = state.global_step
         if self._began is not None:
             self.pending["time.step_seconds"] = time.perf_counter() - self._began
@@ -429,11 +435,6 @@ class VitalsCallback(TrainerCallback):
     def _publish(self, item: Frame | Boundary) -> None:
         if self.monitor is not None:
             self.monitor.publish(item)
-
-
-def _sharded(args: TrainingArguments) -> bool:
-    """True under FSDP and DeepSpeed: a rank sees shards of gradients, and their norm would need a collective."""
-    return bool(getattr(args, "deepspeed", None) or getattr(args, "fsdp", None))
 
 
 def _state_file(rank: int) -> str:

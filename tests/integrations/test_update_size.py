@@ -1,0 +1,85 @@
+"""The size of one optimizer step: right numbers, nothing where nothing can be known."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="integrations need the extra 'trl'")
+pytest.importorskip("trl", reason="integrations need the extra 'trl'")
+
+import transformers  # noqa: E402
+
+from trainvitals.integrations import tiny  # noqa: E402
+from trainvitals.integrations.later import Later  # noqa: E402
+from trainvitals.integrations.trl import attach  # noqa: E402
+from trainvitals.integrations.update_size import NUMBERS, TENSORS, UpdateSize, sample  # noqa: E402
+
+
+def test_a_known_step_has_its_known_ratio() -> None:
+    model = torch.nn.Linear(8, 4, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    size, later = UpdateSize(), Later()
+    size.before(model)
+    with torch.no_grad():
+        model.weight.add_(0.1)
+    size.after(later)
+    assert later.ready() == {"optim.update_ratio": pytest.approx(0.05)}
+    size.after(later)  # no step without a `before`
+    assert later.ready() == {}
+
+
+def test_the_sample_is_bounded_and_leaves_out_what_does_not_train() -> None:
+    layers = [torch.nn.Linear(300, 300) for _ in range(50)]
+    for layer in layers[::2]:
+        layer.weight.requires_grad_(False)
+    views = sample(parameter for layer in layers for parameter in layer.parameters())
+    assert 0 < len(views) <= TENSORS
+    assert all(len(view) <= NUMBERS for view in views)
+    trained = {layer.weight.data_ptr() for layer in layers[1::2]}
+    assert {view.data_ptr() for view in views} <= trained
+    assert sample([torch.nn.Parameter(torch.zeros(5))]) == []
+
+
+def test_weights_of_zero_have_no_relative_step() -> None:
+    model = torch.nn.Linear(4, 4, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    size, later = UpdateSize(), Later()
+    size.before(model)
+    size.after(later)
+    assert later.ready() == {}
+
+
+class Slowly(transformers.TrainerCallback):
+    """Copies all weights around each step."""
+
+    def __init__(self) -> None:
+        self.ratios: list[float] = []
+
+    def _weights(self, model: Any) -> Any:
+        return torch.cat([p.detach().reshape(-1).clone() for p in model.parameters() if p.dim() >= 2])
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.before = self._weights(model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.ratios.append(float((self._weights(model) - self.before).norm() / self.before.norm()))
+
+
+def test_in_real_training_the_sample_agrees_with_all_weights(tmp_path: Any) -> None:
+    slowly = Slowly()
+    trainer = tiny.sft(str(tmp_path), max_steps=6, callbacks=[slowly], learning_rate=1e-3, lr_scheduler_type="constant")
+    callback = attach(trainer, console=io.StringIO(), fail_soft=False)
+    seen = []
+    publish = callback._publish
+
+    def note(item: Any) -> None:
+        seen.append(getattr(item, "values", {}).get("optim.update_ratio"))
+        publish(item)
+
+    callback._publish = note
+    trainer.train()
+    assert [value for value in seen if value is not None] == pytest.approx(slowly.ratios, rel=0.1)
