@@ -154,10 +154,10 @@ def _term(term: Term) -> str:
 
 def _values(rule: Rule, ruleset: RuleSet, options: argparse.Namespace) -> Iterator[str]:
     """What the rule saw at a step: its own terms as the engine explains them, else the last value of each signal."""
-    from trainvitals.cli.common import pairs, read_log, replay, scalar
+    from trainvitals.cli.common import read_log, settings
+    from trainvitals.cli.replay import replay
 
-    config = {key: scalar(value) for key, value in pairs(options.set, "--set").items()}
-    replayed = replay(options.run, read_log(options.run, options), ruleset, config, options.trainer, until=options.at)
+    replayed = replay(options.run, read_log(options.run, options), ruleset, settings(options), options.trainer, until=options.at)
     yield one_line(f"in {options.run}, at step {replayed.last_step}")
     for finding in replayed.findings:
         if finding.rule.id == rule.id:
