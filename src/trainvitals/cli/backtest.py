@@ -252,8 +252,9 @@ def _first(score: Score) -> str:
 
 
 def table(rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
-    """Columns, the first to the left and the others to the right."""
+    """Columns: the first and those without a head to the left, the others to the right."""
     lines = list(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = [place == 0 or not head for place, head in enumerate(lines[0])]
     for cells in lines:
-        yield "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(zip(cells, widths, strict=True)))
+        yield "  ".join(cell.ljust(width) if to_left else cell.rjust(width) for cell, width, to_left in zip(cells, widths, left, strict=True))
