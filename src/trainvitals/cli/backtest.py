@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from trainvitals.cli import UserError, nearest
-from trainvitals.cli.intervals import poisson, wilson
+from trainvitals.cli.intervals import counted, poisson, rated, wilson
 from trainvitals.cli.trials import Label, Outcome, Score, Trial, digest_of, gather, judge_all, read_labels, tally
 from trainvitals.sinks.encode import dumps, one_line
 
@@ -203,24 +203,10 @@ def text(outcomes: Sequence[Outcome], scores: Sequence[Score], ruleset: RuleSet,
 
 def _totals(total: dict[str, Any]) -> Iterator[str]:
     any_healthy, false, sick, root = (total[key] for key in ("healthy_with_any", "false_firings", "sick_with_any", "root_found"))
-    yield f"healthy runs with any warning: {_counted(any_healthy['runs'], any_healthy['of'])}"
-    yield f"warnings per 1,000 healthy updates: {_rated(false['firings'], false['steps'])}"
-    yield f"sick runs with a warning at the onset or later: {_counted(sick['runs'], sick['of'])}"
-    yield f"sick runs in which a rule of the label fired: {_counted(root['runs'], root['of'])}"
-
-
-def _counted(hits: int, of: int) -> str:
-    if not of:
-        return "-"
-    low, high = wilson(hits, of)
-    return f"{hits} of {of} [{low:.0%} to {high:.0%}]"
-
-
-def _rated(events: int, steps: int) -> str:
-    if not steps:
-        return "-"
-    low, high = poisson(events, steps / 1000)
-    return f"{events / steps * 1000:.2f} [{low:.2f} to {high:.2f}]"
+    yield f"healthy runs with any warning: {counted(any_healthy['runs'], any_healthy['of'])}"
+    yield f"warnings per 1,000 healthy updates: {rated(false['firings'], false['steps'])}"
+    yield f"sick runs with a warning at the onset or later: {counted(sick['runs'], sick['of'])}"
+    yield f"sick runs in which a rule of the label fired: {counted(root['runs'], root['of'])}"
 
 
 def _labelled_rows(scores: Sequence[Score]) -> Iterator[tuple[str, ...]]:
@@ -229,9 +215,9 @@ def _labelled_rows(scores: Sequence[Score]) -> Iterator[tuple[str, ...]]:
         delays = score.delays
         yield (
             score.rule,
-            _counted(score.false_runs, score.healthy),
-            _rated(score.false_firings, score.healthy_steps),
-            _counted(score.found, score.own),
+            counted(score.false_runs, score.healthy),
+            rated(score.false_firings, score.healthy_steps),
+            counted(score.found, score.own),
             f"{score.after} of {score.other}" if score.other else "-",
             str(score.early or "-"),
             str(score.hidden or "-"),
@@ -244,7 +230,7 @@ def _labelled_rows(scores: Sequence[Score]) -> Iterator[tuple[str, ...]]:
 def _plain_rows(scores: Sequence[Score]) -> Iterator[tuple[str, ...]]:
     yield ("rule", "fired in", "per 1,000 updates", "first step")
     for score in scores:
-        yield (score.rule, _counted(score.fired_unlabelled, score.unlabelled), _rated(score.openings, score.steps), _first(score))
+        yield (score.rule, counted(score.fired_unlabelled, score.unlabelled), rated(score.openings, score.steps), _first(score))
 
 
 def _first(score: Score) -> str:

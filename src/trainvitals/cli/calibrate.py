@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainvitals.cli import UserError
-from trainvitals.cli.intervals import needed, sign_test, wilson
+from trainvitals.cli.intervals import counted, needed, sign_test, wilson
 from trainvitals.cli.trials import Label, Outcome, Score, Trial, digest_of, gather, judge_all, read_labels, tally
 from trainvitals.events import CATALOGUE
 from trainvitals.sinks.encode import dumps, one_line
@@ -251,17 +251,12 @@ def _early(one: Tried) -> int:
 
 def _found(one: Tried) -> str:
     assert one.score is not None
-    return _counted(one.score.found, one.score.own)
+    return counted(one.score.found, one.score.own)
 
 
 def _false(one: Tried) -> str:
     assert one.score is not None
-    return _counted(one.score.false_runs, one.score.healthy)
-
-
-def _counted(hits: int, of: int) -> str:
-    low, high = wilson(hits, of)
-    return f"{hits} of {of} [{low:.0%} to {high:.0%}]"
+    return counted(one.score.false_runs, one.score.healthy)
 
 
 # ---- reporting --------------------------------------------------------------------------------------------------------
@@ -272,8 +267,8 @@ def _no_data(rule: Rule, trials: Sequence[Trial], score: Score, form: str) -> in
     lacking = [] if score.healthy else ["no healthy run in which it could be decided"]
     lacking += [] if score.own else [f"no sick run whose label names {rule.id}"]
     words = f"these runs cannot tell: {' and '.join(lacking)} ({len(trials)} labelled runs)"
-    words += f"; false alarms as it is: {_counted(score.false_runs, score.healthy)}" if score.healthy else ""
-    words += f"; found as it is: {_counted(score.found, score.own)}" if score.own else ""
+    words += f"; false alarms as it is: {counted(score.false_runs, score.healthy)}" if score.healthy else ""
+    words += f"; found as it is: {counted(score.found, score.own)}" if score.own else ""
     print(dumps({"schema": "trainvitals-calibration/1", "rule": rule.id, "status": "undecided", "why": words}).decode() if form == "json" else words)
     return EXIT_UNKNOWN
 

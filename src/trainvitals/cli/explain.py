@@ -89,6 +89,8 @@ def page(rule: Rule) -> Iterator[str]:
         yield "what to do"
         for suggestion in rule.suggest:
             yield from _suggestion(suggestion)
+    yield ""
+    yield from _measured(rule)
     for head, entries in (
         ("when it is wrong", rule.docs.false_positives),
         ("tuned", rule.tuned),
@@ -117,6 +119,31 @@ def _condition(rule: Rule) -> Iterator[str]:
         yield from _wrapped("ends when   ", rule.clear.text)
     if rule.caused_by:
         yield from _wrapped("not told while one of these explains it: ", ", ".join(rule.caused_by))
+
+
+def _measured(rule: Rule) -> Iterator[str]:
+    """How often it was right on recorded runs of which the truth is known; the share is `confidence` of its findings."""
+    from trainvitals.cli.intervals import counted, rated
+
+    seen = rule.measured
+    if seen is None:
+        yield "how often it is right: never measured in this form"
+        return
+    yield "how often it is right"
+    if seen.healthy_runs:
+        yield from _wrapped(
+            "  - ",
+            f"healthy runs: fired in {counted(seen.false_runs, seen.healthy_runs)}; "
+            f"{rated(seen.false_firings, seen.healthy_steps)} firings per 1,000 updates",
+        )
+    if seen.own_runs:
+        yield from _wrapped("  - ", f"sick runs of its fault: fired in {counted(seen.found, seen.own_runs)}")
+    if seen.other_runs:
+        yield from _wrapped("  - ", f"sick runs of other faults: fired in {seen.after} of {seen.other_runs}, as a symptom")
+    if seen.confidence is not None:
+        true, fired = seen.found + seen.after, seen.confidence.runs
+        yield from _wrapped("  - ", f"when it fired, the run was sick: {counted(true, fired)}; this is the confidence of its findings")
+    yield from _wrapped("  - ", f"measured on: {seen.basis}")
 
 
 def _signals(rule: Rule) -> Iterator[str]:

@@ -72,3 +72,19 @@ def sign_test(one: int, other: int) -> float:
 def needed(share: float, z: float = Z95) -> int:
     """Trials without a hit after which the Wilson interval ends at or below `share`."""
     return math.ceil(z * z * (1 - share) / share) if share > 0 else 0
+
+
+def counted(hits: int, of: int) -> str:
+    """``2 of 23 [2% to 27%]``; a dash when nothing was tried."""
+    if not of:
+        return "-"
+    low, high = wilson(hits, of)
+    return f"{hits} of {of} [{low:.0%} to {high:.0%}]"
+
+
+def rated(events: int, steps: int) -> str:
+    """``0.65 [0.34 to 1.14]`` per 1,000 steps; a dash without steps."""
+    if not steps:
+        return "-"
+    low, high = poisson(events, steps / 1000)
+    return f"{events / steps * 1000:.2f} [{low:.2f} to {high:.2f}]"
