@@ -59,18 +59,25 @@ def rules_for(options: argparse.Namespace, named: Sequence[str]) -> tuple[RuleSe
     """
     from trainvitals.cli.common import load_ruleset
 
-    enabled = list(options.enable)
-    options.enable = ["experimental"]
-    everything = load_ruleset(options)
-    ids = {name: rule.id for rule in everything.rules for name in (rule.id, rule.code)}
-    for name in named:
-        if name in everything.disabled:
-            raise UserError(f"rule {name!r} is switched off: {everything.disabled[name]}", "leave that override out")
-        if name.lower() not in ids and name.upper() not in ids:
-            raise UserError(f"no rule {name!r}", nearest(name, ids) or "see trainvitals rules list")
-    only = [ids.get(name.lower()) or ids[name.upper()] for name in named]
-    options.enable = enabled + [name for name in only if everything.by_id[name].status == "experimental"]
-    return load_ruleset(options), only
+    ruleset = load_ruleset(options)
+    if any(_id_of(name, ruleset) is None for name in named):  # perhaps an experimental one
+        options.enable = [*options.enable, "experimental"]
+        everything = load_ruleset(options)
+        ids = [_id_of(name, everything) or _unknown(name, everything) for name in named]
+        options.enable = [*options.enable[:-1], *(name for name in ids if everything.by_id[name].status == "experimental")]
+        ruleset = load_ruleset(options)
+    return ruleset, [found for name in named if (found := _id_of(name, ruleset))]
+
+
+def _id_of(name: str, ruleset: RuleSet) -> str | None:
+    return next((rule.id for rule in ruleset.rules if name.lower() == rule.id or name.upper() == rule.code), None)
+
+
+def _unknown(name: str, ruleset: RuleSet) -> str:
+    if name in ruleset.disabled:
+        raise UserError(f"rule {name!r} is switched off: {ruleset.disabled[name]}", "leave that override out")
+    known = [word for rule in ruleset.rules for word in (rule.id, rule.code)]
+    raise UserError(f"no rule {name!r}", nearest(name, known) or "see trainvitals rules list")
 
 
 def check_roots(labels: dict[str, Label], ruleset: RuleSet) -> None:

@@ -160,7 +160,7 @@ def gather(options: argparse.Namespace, labels: Mapping[str, Label]) -> list[Tri
         raise UserError(f"no run in {', '.join(options.runs)}", "give logs, run folders, or folders of them")
     unused = [key for key in labels if key not in used]
     if unused:
-        say(f"trainvitals: {len(unused)} labels are of no run here: {', '.join(sorted(unused)[:5])}{', ...' if len(unused) > 5 else ''}")
+        say(f"trainvitals: labels without a run here ({len(unused)}): {', '.join(sorted(unused)[:5])}{', ...' if len(unused) > 5 else ''}")
     return trials
 
 
