@@ -144,7 +144,10 @@ def test_values_that_the_rule_cannot_have_are_named(run: Run, tmp_path: Path) ->
         write(runs / f"{name}.jsonl", rows(bad_from=bad_from))
     labels.write_text(json.dumps({"fine": {"healthy": True}, "bad": {"roots": ["advantage-collapse"], "onset": 60}}))
     done = run("rules", "calibrate", "advantage-collapse", "--runs", runs, "--labels", labels, "--points", 5)
-    assert "  0 is no value: 'when' of rule 'advantage-collapse' is refused: E3" in done.out  # near_zero: a spread is never below 0
+    assert "  0 is no value: 'narrow' of rule 'advantage-collapse' is refused: E302" in done.out  # near_zero: a spread is never below 0
+    assert done.code == 3
+    assert "no value within the budget finds more (1 of 1 [21% to 100%]; false alarms 0 of 1 [0% to 79%]); but so few runs" in done.out
+    assert "6 at least could" in done.out
 
 
 def test_wrong_use(run: Run, rule: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainvitals.cli import UserError
@@ -223,6 +224,9 @@ def choose(found: Sweep, budget: float) -> None:
     if same and default in within:
         found.best = default
         found.words = f"keep {default.value:g}: no value within the budget finds more ({_found(default)}; false alarms {_false(default)})"
+        if sign_test(default.score.own if default.score else 0, 0) > CHANCE:  # not even all against none would prove anything
+            found.status = "undecided"
+            found.words += f"; but so few runs with its fault cannot tell two values apart, {_enough()} at least could"
         return
     more, less = len(best.found - default.found), len(default.found - best.found)
     louder, calmer = len(best.false - default.false), len(default.false - best.false)
@@ -235,6 +239,11 @@ def choose(found: Sweep, budget: float) -> None:
         f"{verdict}: found {_found(best)} instead of {_found(default)}, false alarms {_false(best)} instead of {_false(default)}; "
         f"a difference like that comes up by chance with p = {found.chance:.2g}"
     )
+
+
+def _enough() -> int:
+    """Runs of which all must be found with one value and none with the other to prove a difference."""
+    return next(runs for runs in range(1, 100) if sign_test(runs, 0) <= CHANCE)
 
 
 def _far(one: Tried, param: Param) -> float:
@@ -344,7 +353,7 @@ def text(rule: Rule, sweeps: Sequence[Sweep], report: Mapping[str, Any]) -> Iter
 
 
 def _rows(one: Sweep, budget: float) -> Iterator[tuple[str, ...]]:
-    yield ("  value", "found", "false alarms", "other sick", "early", "")
+    yield ("  value", "found", "delay", "false alarms", "other sick", "early", "")
     for tried in one.tried:
         score = tried.score
         if score is None:
@@ -353,7 +362,8 @@ def _rows(one: Sweep, budget: float) -> Iterator[tuple[str, ...]]:
         marks += ["best"] if tried is one.best else []
         marks += ["over the budget"] if tried.false_share > budget else []
         other = f"{score.after} of {score.other}" if score.other else "-"
-        yield (f"  {tried.value:g}", _found(tried), _false(tried), other, str(score.early or "-"), ", ".join(marks))
+        delay = f"{median(score.delays):.0f}" if score.delays else "-"
+        yield (f"  {tried.value:g}", _found(tried), delay, _false(tried), other, str(score.early or "-"), ", ".join(marks))
 
 
 def _snippet(override: Mapping[str, Any] | None, sweeps: Sequence[Sweep]) -> Iterator[str]:
