@@ -210,6 +210,13 @@ def test_more_detection_wins_only_within_the_budget() -> None:
     assert found.chance == pytest.approx(2 / 2**10)
 
 
+def test_zero_is_not_the_nearest_of_equals() -> None:
+    values = [tried(value, 0 if value >= 1 else 20, 0) for value in (0.0, 0.25, 0.5, 1.0, 2.0)]
+    best = chosen(*values).best
+    assert best is not None
+    assert best.value == 0.5
+
+
 def test_a_default_over_the_budget_gives_way_to_a_quieter_value() -> None:
     found = chosen(tried(1.0, 20, 10), tried(3.0, 18, 0))
     assert (found.best, found.status) == (found.tried[1], "change")

@@ -214,11 +214,11 @@ def choose(found: Sweep, budget: float) -> None:
     within = [one for one in usable if one.false_share <= budget]
     default, name = found.default, found.param.name
     if not within:
-        least = min(usable, key=lambda one: (one.false_share, -len(one.found), _far(one, found.param)))
+        least = min(usable, key=lambda one: (one.false_share, -len(one.found), _far(one, found)))
         found.status = "undecided"
         found.words = f"no value keeps false alarms within {budget:.0%}; the least is {_false(least)} at {name} = {least.value:g}"
         return
-    best = min(within, key=lambda one: (-len(one.found), _early(one), _far(one, found.param)))
+    best = min(within, key=lambda one: (-len(one.found), _early(one), _far(one, found)))
     found.best = best
     same = (len(best.found), _early(best)) == (len(default.found), _early(default))
     if same and default in within:
@@ -246,11 +246,10 @@ def _enough() -> int:
     return next(runs for runs in range(1, 100) if sign_test(runs, 0) <= CHANCE)
 
 
-def _far(one: Tried, param: Param) -> float:
-    """Distance from the value in force, in ratios where both are positive."""
-    if one.value > 0 and param.default > 0:
-        return abs(math.log(one.value / param.default))
-    return abs(one.value - param.default)
+def _far(one: Tried, found: Sweep) -> tuple[int, float]:
+    """Distance from the value in force: in steps of the grid, which is as fine in ratios as in differences; then in numbers."""
+    place = [tried.value for tried in found.tried].index
+    return abs(place(one.value) - place(found.param.default)), abs(one.value - found.param.default)
 
 
 def _early(one: Tried) -> int:
