@@ -202,7 +202,9 @@ class Verdict(Record):
     reason: str = Field(description="One sentence.")
     rule: str | None = Field(default=None, description="Rule that decided.")
     since_step: int | None = None
-    last_healthy_step: int | None = None
+    last_healthy_step: int | None = Field(
+        default=None, description="Last update before the onset of the earliest warning or error that is open now and harms the weights."
+    )
     resume_from: str | None = Field(default=None, description="Checkpoint at or before the last healthy step.")
     open_findings: dict[str, int] = Field(default_factory=dict)
     not_checked: list[str] = Field(default_factory=list)

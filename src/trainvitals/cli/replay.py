@@ -111,11 +111,11 @@ def replay(
     items = list(recording.items)
     checkpoints = _Checkpoints(monitor, items)
     for item in items:
-        if until is not None and _is_beyond(item, until):
-            break
         if isinstance(item, RunEnd) and item is not items[-1]:
             monitor.end_attempt(item)
             continue
+        if until is not None and _is_beyond(item, until):
+            break
         if isinstance(item, Boundary):
             checkpoints.save(item)
         elif isinstance(item, Frame):
