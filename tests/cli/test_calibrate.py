@@ -233,3 +233,16 @@ def test_no_value_keeps_the_budget() -> None:
 def test_fewer_alarms_before_the_onset_break_ties_but_do_not_prove_anything() -> None:
     found = chosen(tried(1.0, 10, 0, early=4), tried(2.0, 10, 0))
     assert (found.best, found.status) == (found.tried[1], "undecided")
+
+
+def test_the_rule_is_judged_without_what_would_hide_it(run: Run, rule: Path, tmp_path: Path) -> None:
+    """Its cause opens first in every sick run: the backtest tells only the cause, the calibration sees both."""
+    (rule / "kl-cause.yaml").write_text(RULE.replace("kl-high", "kl-cause").replace("KL900", "KL901").replace("default: 1,", "default: 0.4,"))
+    asks = RULE.replace("default: 1,", "default: 0.5,").replace("when: level > limit", "caused_by: [kl-cause]\nwhen: level > limit or (firing('kl-cause') and level > limit)")
+    (rule / "kl-high.yaml").write_text(asks)
+    runs, labels = clinic(tmp_path, 6, 6)
+    hidden = run("rules", "backtest", "kl-high", "--rules", rule, "--runs", runs, "--labels", labels, "-f", "json")
+    (one,) = json.loads(hidden.out)["rules"]
+    assert (one["own_fault"]["found"], one["hidden_runs"]) == (0, 6)
+    values = json.loads(calibrate(run, rule, runs, labels, "-f", "json").out)["params"][0]["values"]
+    assert next(value["found"] for value in values if value["value"] == 0.5) == 6
