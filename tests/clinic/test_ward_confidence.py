@@ -11,7 +11,7 @@ from tests.clinic.ward import confidence as ward
 from tests.clinic.ward import record, score
 from tests.clinic.ward.case import Case
 
-from trainvitals.cli.trials import Score
+from trainvitals.cli.trials import Score, read_labels
 from trainvitals.rulelang import confidence
 from trainvitals.rulelang.loader import RuleSet, load_rules
 
@@ -60,6 +60,13 @@ def test_the_first_sick_update_is_the_onset(clinic: list[Case], rules: RuleSet) 
     row = ward.table(outcomes, rules)["rules"]["nonfinite-loss"]
     assert (row["healthy_runs"], row["healthy_steps"], row["false_runs"], row["early"]) == (2, 120, 0, 0)
     assert (row["own_runs"], row["found"], row["precision"], row["low"], row["high"]) == (2, 2, 1.0, 0.342, 1.0)
+
+
+def test_its_labels_are_those_that_the_commands_read(clinic: list[Case], tmp_path: Path) -> None:
+    runs = ward.trials(clinic)
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(ward.labels(runs)))
+    assert read_labels(str(path)) == {run.run: run.label for run in runs}
 
 
 def test_the_file_is_read_by_the_rules_and_is_the_same_every_time(clinic: list[Case], rules: RuleSet, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
     python -m tests.clinic.ward.confidence            write it
     python -m tests.clinic.ward.confidence --check    only say whether it is fresh
+    python -m tests.clinic.ward.confidence --labels labels.json
+    trainvitals rules calibrate RULE --runs tests/clinic/ward/recordings --labels labels.json
 
 What is set aside (`set_aside.json`) is not read: the confidence that a finding carries must not know the runs on which we report.
 """
@@ -46,6 +48,13 @@ def trials(cases: Iterable[Case] = CASES) -> list[Trial]:
 def label(case: Case) -> Label:
     """The truth about the runs of a case. A case counts the healthy updates before the fault, a label names the first sick one."""
     return Label(False, case.roots, case.onset + 1) if case.sick else Label(True)
+
+
+def labels(runs: Sequence[Trial]) -> dict[str, Any]:
+    """The truth about runs as `rules backtest` and `rules calibrate` read it. Runs that are set aside have no label: calibrating passes
+    them over."""
+    known = [(run.run, run.label) for run in runs if run.label is not None]
+    return {run: {"healthy": True} if one.healthy else {"roots": list(one.roots), "onset": one.onset} for run, one in known}
 
 
 def judged(runs: Sequence[Trial], rules: RuleSet) -> list[Outcome]:
@@ -104,12 +113,16 @@ def main(argv: list[str] | None = None, path: Path | None = None) -> int:
     """Write or check the file; 1 when it is stale, 2 when there is nothing to measure."""
     parser = argparse.ArgumentParser(prog="python -m tests.clinic.ward.confidence", description="How often each rule is right, from the clinic.")
     parser.add_argument("--check", action="store_true", help="only say whether the file is fresh")
+    parser.add_argument("--labels", metavar="FILE", help="instead: write the truth about the development half, for rules backtest and calibrate")
     options = parser.parse_args(argv)
     path = path or rules_folder() / confidence.FILE
     runs = trials()
     if not runs:
         print("no recording of the development half", file=sys.stderr)
         return 2
+    if options.labels:
+        Path(options.labels).write_text(json.dumps(labels(runs), indent=1) + "\n", encoding="utf-8")
+        return 0
     rules = load_rules()
     text = render(table(judged(runs, rules), rules))
     if options.check:
