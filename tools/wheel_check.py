@@ -63,6 +63,9 @@ def main() -> None:
         listed = run(tool, "rules", "list", cwd=folder)
         ours = sorted(path.stem for path in (ROOT / "rules/stable").glob("*.yaml") if not path.stem.endswith(".test"))
         require(all(rule in listed for rule in ours), f"all {len(ours)} stable rules travel in the wheel")
+        measured = json.loads((ROOT / "rules/confidence.json").read_text())["rules"]
+        asked = "from trainvitals.rulelang.loader import load_rules; print(sum(rule.measured is not None for rule in load_rules()))"
+        require(0 < int(run(python, "-c", asked, cwd=folder)) <= len(measured), "what was measured of the rules travels in the wheel")
         healthy, broken = write_logs(folder)
         run(tool, "check", healthy, cwd=folder)
         require(True, "check: a healthy log answers 0")

@@ -136,6 +136,21 @@ class RuleRef(Model):
     source: str = Field(default="builtin", description="`builtin`, or the path of a user's rule file.")
 
 
+class Confidence(Model):
+    """How often this rule was right when it fired, measured on recorded runs of which the truth is known.
+
+    It is a property of the rule and of the mix of runs it was measured on (`basis`), not of this run: where healthy runs are more
+    common than there, it is lower.
+    """
+
+    precision: float = Field(ge=0, le=1, description="Share of the runs in which it fired that were sick by then.")
+    low: float = Field(ge=0, le=1, description="Lower end of the 95 % interval (Wilson) of `precision`.")
+    high: float = Field(ge=0, le=1, description="Upper end.")
+    runs: int = Field(ge=0, description="Runs in which it fired.")
+    healthy_runs: int = Field(ge=0, description="Healthy runs in which it could have fired.")
+    basis: str = Field(description="What it was measured on, with a digest.")
+
+
 FindingState = Literal["firing", "resolved", "flapping", "suppressed", "confirmed", "no_effect", "blind", "error"]
 
 
@@ -170,6 +185,7 @@ class Finding(Record):
     incident_id: str | None = None
     role: Literal["root", "symptom", "independent"] = "independent"
     suppressed_by: str | None = None
+    confidence: Confidence | None = Field(default=None, description="Null where the rule, as it is in force, was never measured or never fired.")
     docs: str = ""
 
 
@@ -186,7 +202,9 @@ class Verdict(Record):
     reason: str = Field(description="One sentence.")
     rule: str | None = Field(default=None, description="Rule that decided.")
     since_step: int | None = None
-    last_healthy_step: int | None = None
+    last_healthy_step: int | None = Field(
+        default=None, description="Last update before the onset of the earliest warning or error that is open now and harms the weights."
+    )
     resume_from: str | None = Field(default=None, description="Checkpoint at or before the last healthy step.")
     open_findings: dict[str, int] = Field(default_factory=dict)
     not_checked: list[str] = Field(default_factory=list)

@@ -91,7 +91,7 @@ class Monitor:
         self._recorder = Recorder(
             version=__version__, rules_digest=self.ruleset.digest, record_signals=record_signals, resumed_from=resumed_from
         )
-        self._first_bad: int | None = None
+        self._first_bad: int | None = None  # history: of the first warning, whatever became of it; the verdict's last healthy step is about now
         self._coverage: CoverageRecord | None = None
         self._final: Verdict | None = None
         self._ending = self._closed = self._carried = False

@@ -101,6 +101,7 @@ class Reporter:
             incident_id=incident[0] or watch.finding_id,
             role="symptom" if suppressed_by else role,
             suppressed_by=suppressed_by,
+            confidence=rule.confidence,
             docs=f"rules/{rule.id}",
         )
 

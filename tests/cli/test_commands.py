@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -19,6 +20,8 @@ import trainvitals.cli.rules
 import trainvitals.cli.schema
 import trainvitals.cli.signals
 from trainvitals.cli import COMMANDS
+from trainvitals.rulelang.confidence import Measured
+from trainvitals.rulelang.loader import load_rules
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +72,21 @@ def test_explain_is_a_page(run: Run) -> None:
     ):
         assert part in done.out
     assert max(len(line) for line in done.out.splitlines()) <= 100
+
+
+def test_explain_shows_how_often_the_rule_was_right() -> None:
+    rule = load_rules().by_id["hidden-nan"]
+    seen = Measured("x", 40, 6000, 1, 2, 0, 10, 9, 30, 10, 0.95, 0.764, 0.991, "a test")
+    text = "\n".join(trainvitals.cli.explain.page(replace(rule, measured=seen, confidence=seen.confidence)))
+    for part in (
+        "fired in 1 of 40 [0% to 13%]; 0.33 [0.04 to 1.20] firings",
+        "its fault: fired in 9 of 10 [60% to 98%]",
+        "other faults: fired in 10 of 30, as a symptom",
+        "the run was sick: 19 of 20 [76% to 99%]",
+        "measured on: a test",
+    ):
+        assert part in text
+    assert "never measured in this form" in "\n".join(trainvitals.cli.explain.page(replace(rule, measured=None)))
 
 
 def test_explain_shows_the_values_of_a_step(run: Run, sick: Path) -> None:

@@ -286,3 +286,16 @@ def test_a_restart_gives_the_same_values(stop: int) -> None:
         assert values == [bound() for bound in others]
         known |= {index for index, value in enumerate(values) if value is not None}
     assert known == set(range(len(texts)))
+
+
+def test_explain_shows_the_comparisons_behind_a_name() -> None:
+    store = Store(CATALOGUE)
+    lets = {"surely": _expr("eval.fall_chance < 0.01 and eval.score_fall > 0.03"), "level": _expr("mean(reward.std, points=3) if run.step > 9 else 0.5")}
+    bound = _binder(store).bind(parse("surely and level > 0.1 and eval.score_fall > 0.03", Where()), {}, lets)
+    store.ingest(Frame(1, {"eval.fall_chance": 0.004, "eval.score_fall": 0.2}))
+    store.close_update(1)
+    shown = {term.expr: (term.value, term.limit, term.result) for term in bound.explain()}
+    assert shown["eval.fall_chance < 0.01"] == (0.004, 0.01, True)
+    assert shown["eval.score_fall > 0.03"] == (0.2, 0.03, True)
+    assert [term.expr for term in bound.explain()].count("eval.score_fall > 0.03") == 1
+    assert "run.step > 9" not in shown  # how a number was made is not evidence

@@ -20,7 +20,7 @@ COMMANDS = {
     "run": "run a training command with the vitals attached, without a change of its code",
     "explain": "what a rule means, why it fires, what to do",
     "signals": "what was recognised in a log, or the catalogue of signals",
-    "rules": "list, check, test and mutate rules",
+    "rules": "list, check, test, mutate, backtest and calibrate rules",
     "schema": "print the JSON Schema of records, events, rules or rule tests",
     "demo": "train a tiny model that goes wrong and watch it being noticed",
     "doctor": "look at this installation",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trainvitals.cli import UserError, nearest
 
 if TYPE_CHECKING:
-    from trainvitals.cli.common import Replayed
+    from trainvitals.cli.replay import Replayed
     from trainvitals.findings import Finding
     from trainvitals.rulelang.loader import RuleSet
     from trainvitals.rulelang.model import Rule
@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate every path; the exit code is that of the worst."""
     from trainvitals.cli import report
-    from trainvitals.cli.common import load_ruleset, pairs, read_log, replay, say, scalar
+    from trainvitals.cli.common import load_ruleset, read_log, say, settings
+    from trainvitals.cli.replay import replay
 
     outputs = _outputs(options)
     options.select, options.ignore, options.required = (
@@ -60,12 +61,11 @@ def run(options: argparse.Namespace) -> int:
     ruleset = load_ruleset(options)
     _check_names(ruleset, options)
     ruleset = _selected(ruleset, options.select, options.ignore)
-    config = {key: scalar(value) for key, value in pairs(options.set, "--set").items()}
     results: list[report.Result] = []
     failed = False
     for path in options.paths:
         try:
-            replayed = replay(path, read_log(path, options), ruleset, config, options.trainer)
+            replayed = replay(path, read_log(path, options), ruleset, settings(options), options.trainer)
         except UserError as error:
             if len(options.paths) == 1:
                 raise

@@ -1,12 +1,11 @@
-"""What several commands share: loading rules, reading logs, replaying them."""
+"""What several commands share: loading rules, reading logs. Replaying them is in `cli.replay`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,7 @@ from trainvitals._resources import rules_folder
 from trainvitals.cli import UserError, nearest
 
 if TYPE_CHECKING:
-    from trainvitals.events import RunStart
-    from trainvitals.findings import CoverageRecord, Finding, Verdict
-    from trainvitals.monitor import Monitor
-    from trainvitals.readers import Recording
+    from trainvitals.readers import InputError, Recording
     from trainvitals.rulelang.loader import RuleSet
     from trainvitals.rulelang.model import Rule
 
@@ -131,108 +127,38 @@ def read_log(path: str, options: argparse.Namespace) -> Recording:
     Raises:
         UserError: If it cannot be read or is not understood.
     """
-    from trainvitals.events import CATALOGUE, split_label
     from trainvitals.readers import InputError, read
+
+    try:
+        return read(Path(path), **reading(options))
+    except InputError as error:
+        raise unreadable(error, path) from None
+
+
+def reading(options: argparse.Namespace) -> dict[str, Any]:
+    """What `readers.read` and `readers.read_runs` take, from the options of `add_log_arguments`.
+
+    Raises:
+        UserError: ``--map`` names no signal.
+    """
+    from trainvitals.events import CATALOGUE, split_label
 
     aliases = pairs(options.map, "--map")
     for raw, signal in aliases.items():
         if split_label(signal)[0] not in CATALOGUE and not signal.startswith("custom."):
             raise UserError(f"--map {raw}={signal}: no signal {signal!r}", nearest(signal, CATALOGUE) or "see trainvitals signals")
-    try:
-        return read(Path(path), format=options.input_format, mapper_trainer=options.trainer, aliases=aliases)
-    except InputError as error:
-        where = error.path or path
-        at = f":{error.line}" if error.line is not None else ""
-        raise UserError(f"{where}{at}: {error.message}", error.hint) from None
+    return {"format": options.input_format, "mapper_trainer": options.trainer, "aliases": aliases}
 
 
-@dataclass
-class Replayed:
-    """One evaluated log."""
-
-    path: str
-    recording: Recording
-    start: RunStart
-    monitor: Monitor
-    records: list[Any]
-    points: dict[str, list[int]]
-    last_values: dict[str, tuple[int, float]]
-
-    @property
-    def findings(self) -> list[Finding]:
-        """Transitions in order."""
-        return [record for record in self.records if record.kind == "finding"]
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """The last word."""
-        return self.monitor.verdict
-
-    @property
-    def coverage(self) -> CoverageRecord:
-        """What was evaluated."""
-        assert self.monitor.coverage is not None
-        return self.monitor.coverage
-
-    @property
-    def last_step(self) -> int:
-        """Last step of the log."""
-        return self.monitor.step
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Configuration values from ``--set``."""
+    return {key: scalar(value) for key, value in pairs(options.set, "--set").items()}
 
 
-def replay(
-    path: str, recording: Recording, ruleset: RuleSet, config: Mapping[str, Any], trainer: str | None, until: int | None = None
-) -> Replayed:
-    """Evaluate a recording, exactly as it was or would have been live.
-
-    Args:
-        path: As the user named it.
-        recording: From `read_log`.
-        ruleset: Rules.
-        config: Configuration values that override the log's.
-        trainer: Trainer that overrides the log's.
-        until: Stop after this step; None for all.
-    """
-    from trainvitals.events import Boundary, Frame, RunEnd, RunStart
-    from trainvitals.findings import Record
-    from trainvitals.monitor import Monitor
-
-    monitor = Monitor(rules=ruleset, console=False, fail_soft=False)
-    records: list[Any] = []
-    points: dict[str, list[int]] = {}
-    last_values: dict[str, tuple[int, float]] = {}
-    monitor.bus.subscribe("collect", lambda item: records.append(item) if isinstance(item, Record) else None)
-    monitor.unknown_metrics = recording.mapper.unknown
-    start = RunStart(run_id="")
-    items = list(recording.items)
-    resumed = {item.resumed_from for item in items if isinstance(item, RunStart) and item.carried}
-    checkpoints: dict[int | None, str] = {}
-    for item in items:
-        if isinstance(item, Boundary) and item.what == "save_end" and item.step in resumed:
-            checkpoints[item.step] = json.dumps(monitor.engine.state_dict())  # what the live run put beside its checkpoint
-        if isinstance(item, RunStart):
-            if item.carried and item.resumed_from in checkpoints:
-                monitor.engine.load_state_dict(json.loads(checkpoints[item.resumed_from]))
-            item = replace(item, config={**item.config, **config}, trainer=trainer or item.trainer)
-            start = item
-        elif isinstance(item, Frame):
-            if until is not None and item.step > until:
-                break
-            for key, value in item.values.items():
-                last_values[key] = (item.step, value)
-                seen = points.setdefault(key, [0, item.step, item.step])
-                seen[0] += 1
-                seen[2] = item.step
-        elif isinstance(item, RunEnd):
-            if until is not None:
-                break
-            if item is not items[-1]:
-                monitor.end_attempt(item)
-                continue
-        monitor.publish(item)
-    if until is None:
-        monitor.close()
-    return Replayed(path, recording, start, monitor, records, points, last_values)
+def unreadable(error: InputError, path: str) -> UserError:
+    """A log that cannot be read, as an error for the user."""
+    at = f":{error.line}" if error.line is not None else ""
+    return UserError(f"{error.path or path}{at}: {error.message}", error.hint)
 
 
 def say(text: str) -> None:

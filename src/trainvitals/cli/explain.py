@@ -89,6 +89,8 @@ def page(rule: Rule) -> Iterator[str]:
         yield "what to do"
         for suggestion in rule.suggest:
             yield from _suggestion(suggestion)
+    yield ""
+    yield from _measured(rule)
     for head, entries in (
         ("when it is wrong", rule.docs.false_positives),
         ("tuned", rule.tuned),
@@ -117,6 +119,31 @@ def _condition(rule: Rule) -> Iterator[str]:
         yield from _wrapped("ends when   ", rule.clear.text)
     if rule.caused_by:
         yield from _wrapped("not told while one of these explains it: ", ", ".join(rule.caused_by))
+
+
+def _measured(rule: Rule) -> Iterator[str]:
+    """How often it was right on recorded runs of which the truth is known; the share is `confidence` of its findings."""
+    from trainvitals.cli.intervals import counted, rated
+
+    seen = rule.measured
+    if seen is None:
+        yield "how often it is right: never measured in this form"
+        return
+    yield "how often it is right"
+    if seen.healthy_runs:
+        yield from _wrapped(
+            "  - ",
+            f"healthy runs: fired in {counted(seen.false_runs, seen.healthy_runs)}; "
+            f"{rated(seen.false_firings, seen.healthy_steps)} firings per 1,000 updates",
+        )
+    if seen.own_runs:
+        yield from _wrapped("  - ", f"sick runs of its fault: fired in {counted(seen.found, seen.own_runs)}")
+    if seen.other_runs:
+        yield from _wrapped("  - ", f"sick runs of other faults: fired in {seen.after} of {seen.other_runs}, as a symptom")
+    if seen.confidence is not None:
+        true, fired = seen.found + seen.after, seen.confidence.runs
+        yield from _wrapped("  - ", f"when it fired, the run was sick: {counted(true, fired)}; this is the confidence of its findings")
+    yield from _wrapped("  - ", f"measured on: {seen.basis}")
 
 
 def _signals(rule: Rule) -> Iterator[str]:
@@ -154,10 +181,10 @@ def _term(term: Term) -> str:
 
 def _values(rule: Rule, ruleset: RuleSet, options: argparse.Namespace) -> Iterator[str]:
     """What the rule saw at a step: its own terms as the engine explains them, else the last value of each signal."""
-    from trainvitals.cli.common import pairs, read_log, replay, scalar
+    from trainvitals.cli.common import read_log, settings
+    from trainvitals.cli.replay import replay
 
-    config = {key: scalar(value) for key, value in pairs(options.set, "--set").items()}
-    replayed = replay(options.run, read_log(options.run, options), ruleset, config, options.trainer, until=options.at)
+    replayed = replay(options.run, read_log(options.run, options), ruleset, settings(options), options.trainer, until=options.at)
     yield one_line(f"in {options.run}, at step {replayed.last_step}")
     for finding in replayed.findings:
         if finding.rule.id == rule.id:

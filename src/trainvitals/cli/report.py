@@ -11,7 +11,7 @@ from trainvitals.findings import SCHEMA, SEVERITIES, Finding, Record
 from trainvitals.sinks.encode import dumps, encode_record, one_line
 
 if TYPE_CHECKING:
-    from trainvitals.cli.common import Replayed
+    from trainvitals.cli.replay import Replayed
 
 
 @dataclass

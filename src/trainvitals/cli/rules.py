@@ -1,4 +1,4 @@
-"""``trainvitals rules``: list, check, test and mutate rules."""
+"""``trainvitals rules``: list, check, test and mutate rules. `backtest` and `calibrate` have modules of their own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from trainvitals.sinks.encode import dumps, one_line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this command and its parts."""
+    from trainvitals.cli import backtest, calibrate
     from trainvitals.cli.common import add_rule_arguments
 
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
@@ -25,12 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         part = parts.add_parser(name, help=text)
         part.add_argument("paths", nargs="*", metavar="PATH", help="rule files or folders; default: the built-in rules")
         part.add_argument("-v", "--verbose", action="store_true", help="also name what passed")
+    backtest.add_arguments(parts.add_parser("backtest", help="recorded runs through the rules: how often each was right and wrong"))
+    calibrate.add_arguments(parts.add_parser("calibrate", help="try the values of a rule's parameters on labelled runs; proposes, writes nothing"))
 
 
 def run(options: argparse.Namespace) -> int:
     """Do the part."""
     if options.part == "list":
         return _list(options)
+    if options.part in ("backtest", "calibrate"):
+        from trainvitals.cli import backtest, calibrate
+
+        return backtest.run(options) if options.part == "backtest" else calibrate.run(options)
     paths = _paths(options.paths)
     if options.part == "check":
         return _check(paths)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trainvitals.sinks.encode import dumps, one_line
 
 if TYPE_CHECKING:
-    from trainvitals.cli.common import Replayed
+    from trainvitals.cli.replay import Replayed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +27,11 @@ def run(options: argparse.Namespace) -> int:
     if options.path is None:
         _catalogue(options.format)
         return 0
-    from trainvitals.cli.common import load_ruleset, pairs, read_log, replay, scalar
+    from trainvitals.cli.common import load_ruleset, read_log, settings
+    from trainvitals.cli.replay import replay
 
-    config = {key: scalar(value) for key, value in pairs(options.set, "--set").items()}
     recording = read_log(options.path, options)
-    replayed = replay(options.path, recording, load_ruleset(options), config, options.trainer)
+    replayed = replay(options.path, recording, load_ruleset(options), settings(options), options.trainer)
     if options.format == "json":
         print(dumps(_document(replayed)).decode())
     else:

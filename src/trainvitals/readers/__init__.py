@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trainvitals.names import Mapper
 from trainvitals.readers import console, metrics_jsonl, other_ranks, own, trainer_state
+from trainvitals.readers.archive import logs_in, only_run, runs_of
 from trainvitals.readers.rows import Recording
 from trainvitals.readers.source import InputError, read_text
 
-__all__ = ["FORMATS", "InputError", "Recording", "read"]
+__all__ = ["FORMATS", "InputError", "Recording", "logs_in", "read", "read_runs"]
 
 FORMATS = ("own", "trainer_state", "jsonl", "console")
 """What `read` understands; the names that ``format=`` takes."""
-_LOOKED_FOR = "vitals/rank0.jsonl, rank0.jsonl, checkpoint-*/trainer_state.json, trainer_state.json, *.jsonl, *.jsonl.gz, *.log"
+_LOOKED_FOR = "vitals/rank0.jsonl, rank0.jsonl, checkpoint-*/trainer_state.json, trainer_state.json, *.jsonl, *.jsonl.gz, *.jsonl.xz, *.log"
 _STATE = re.compile(r'\{\s*"(?:best_|epoch|eval_steps|global_step|is_|log_history|logging_steps|max_steps|save_steps|total_flos|trial_|train_batch)[^{}]*"log_history"')
 
 
 def read(
     path: str | Path, *, format: str | None = None, mapper_trainer: str | None = None, aliases: Mapping[str, str] | None = None
 ) -> Recording:
-    """Read one run from a file, a run folder, or standard input (``-``); gzip is unpacked.
+    """Read one run from a file, a run folder, or standard input (``-``); gzip and xz are unpacked.
 
     Args:
         path: File, folder or ``-``.
@@ -32,8 +34,39 @@ def read(
         aliases: Raw name to signal, where no table knows the name.
 
     Raises:
-        InputError: Nothing to read, or nothing that any reader understands.
+        InputError: Nothing to read, nothing that any reader understands, or several runs in one file.
     """
+    name, text, format, notes = _open(path, format)
+    if format == "own":
+        only_run(text, name)
+    recording = _READERS[format](text, name, Mapper(mapper_trainer, aliases=aliases))
+    recording.notes[:0] = notes
+    if recording.format == "own":
+        recording.notes += other_ranks.notes(name)
+    return recording
+
+
+def read_runs(
+    path: str | Path, *, format: str | None = None, mapper_trainer: str | None = None, aliases: Mapping[str, str] | None = None
+) -> Iterator[Recording]:
+    """Read every run of a file: of our own records it may hold several, one after another. For the arguments see `read`.
+
+    Raises:
+        InputError: As `read`, before the run that it is about.
+    """
+    name, text, format, notes = _open(path, format)
+    for _, part in runs_of(text) if format == "own" else [("", text)]:
+        recording = _READERS[format](part, name, Mapper(mapper_trainer, aliases=aliases))
+        recording.notes[:0] = notes
+        recording.digest = hashlib.sha256(part.strip().encode("utf-8", "surrogatepass")).hexdigest()
+        yield recording
+
+
+_READERS = {"own": own.read, "trainer_state": trainer_state.read, "jsonl": metrics_jsonl.read, "console": console.read}
+
+
+def _open(path: str | Path, format: str | None) -> tuple[str, str, str, list[str]]:
+    """File to read, its text, its format, and what was odd about finding it."""
     name = os.fspath(path)
     if format is not None and format not in FORMATS:
         raise InputError(f"unknown format {format!r}", name, hint=f"one of {', '.join(FORMATS)}")
@@ -41,13 +74,7 @@ def read(
     if name != "-":
         name = _inside(name, notes)
     text = read_text(name)
-    mapper = Mapper(mapper_trainer, aliases=aliases)
-    reader = {"own": own.read, "trainer_state": trainer_state.read, "jsonl": metrics_jsonl.read, "console": console.read}
-    recording = reader[format or detect_format(text)](text, name, mapper)
-    recording.notes[:0] = notes
-    if recording.format == "own":
-        recording.notes += other_ranks.notes(name)
-    return recording
+    return name, text, format or detect_format(text), notes
 
 
 def detect_format(text: str) -> str:
@@ -80,7 +107,7 @@ def _inside(path: str, notes: list[str]) -> str:
         state = trainer_state.newest(folder)
         if state is not None:
             candidates.append(state)
-        for pattern in ("*.jsonl", "*.jsonl.gz", "*.log"):
+        for pattern in ("*.jsonl", "*.jsonl.gz", "*.jsonl.xz", "*.log"):
             candidates += sorted(folder.glob(pattern))
         found = [candidate for candidate in candidates if candidate.is_file()]
     except PermissionError:

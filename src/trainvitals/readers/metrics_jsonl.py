@@ -66,6 +66,6 @@ def run_id(path: str) -> str:
     """A name for the run: the file's, or its folder's where the file name says nothing."""
     if path == "-":
         return "stdin"
-    name = Path(path).name.removesuffix(".gz")
+    name = Path(path).name.removesuffix(".gz").removesuffix(".xz")
     stem = name.partition(".")[0] if "." in name[1:] and name.count(".") == 1 else name.rpartition(".")[0] or name
     return Path(path).resolve().parent.name or stem if stem in ("trainer_state", "trainer_log", "metrics", "log", "logs") else stem

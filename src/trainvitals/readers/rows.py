@@ -64,6 +64,7 @@ class Recording:
         mapper: Names applied and unknown; for our own records, which carry signals already, an unused one.
         notes: What was odd about the input and how it was read.
         path: File that was read.
+        digest: sha256 of the text it was read from; only where several runs were asked for.
     """
 
     items: Iterator[Item]
@@ -71,6 +72,7 @@ class Recording:
     mapper: Mapper
     notes: list[str]
     path: str = ""
+    digest: str = ""
 
 
 def as_step(value: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Where text comes from: a file, gzip, or standard input; and how bad input is told to a person."""
+"""Where text comes from: a file, gzip, xz, or standard input; and how bad input is told to a person."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 import zlib
 from pathlib import Path
 
-_MAX_UNPACKED = 4 * 1024**3  # a gzip bomb must not fill memory; real logs are far smaller
+_MAX_UNPACKED = 4 * 1024**3  # a bomb of gzip or xz must not fill memory; real logs are far smaller
+_XZ = b"\xfd7zXZ\x00"
 _CONTROL = re.compile(r"[\x00\x01-\x06\x0e-\x1a\x1c-\x1f]")
 
 
@@ -36,7 +37,7 @@ class InputError(Exception):
 
 
 def read_text(path: str) -> str:
-    """Whole text of `path` (``-`` = standard input), unpacked when gzip.
+    """Whole text of `path` (``-`` = standard input), unpacked when gzip or xz.
 
     Raises:
         InputError: Missing, unreadable, empty, damaged or not text.
@@ -57,10 +58,12 @@ def decode(data: bytes, path: str) -> str:
     """Bytes of a log as text.
 
     Raises:
-        InputError: Empty, a damaged gzip, or not text.
+        InputError: Empty, a damaged gzip or xz, or not text.
     """
     if data[:2] == b"\x1f\x8b":
         data = _unpack(data, path)
+    elif data[:6] == _XZ:
+        data = _unpack_xz(data, path)
     if not data.strip():
         raise InputError("the file is empty", path, hint="nothing was logged yet, or the wrong file")
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"  # -sig: with or without a mark
@@ -85,3 +88,24 @@ def _unpack(data: bytes, path: str) -> bytes:
     if unpacker.unconsumed_tail:
         raise InputError(f"unpacks to more than {_MAX_UNPACKED >> 30} GiB", path)
     return text
+
+
+def _unpack_xz(data: bytes, path: str) -> bytes:
+    """Unpacked xz, appended streams included; a torn end keeps what came before it."""
+    try:
+        import lzma
+    except ImportError:  # a Python that was built without it
+        raise InputError("this Python cannot unpack xz", path, hint="unpack it first: xz -d") from None
+    parts: list[bytes] = []
+    left = _MAX_UNPACKED
+    while data[:6] == _XZ:
+        unpacker = lzma.LZMADecompressor()
+        try:
+            parts.append(unpacker.decompress(data, left))
+        except lzma.LZMAError as error:
+            raise InputError(f"damaged xz file: {error}", path) from None
+        left -= len(parts[-1])
+        if not unpacker.eof and not unpacker.needs_input:
+            raise InputError(f"unpacks to more than {_MAX_UNPACKED >> 30} GiB", path)
+        data = unpacker.unused_data.lstrip(b"\x00")  # padding between streams
+    return b"".join(parts)

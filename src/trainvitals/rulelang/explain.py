@@ -14,28 +14,29 @@ if TYPE_CHECKING:
 
 
 def explain(expr: Expr, binder: Binder, context: _Context) -> list[Term]:
-    """Every `let` name that the expression uses, in the order of their definition, then every comparison in it."""
+    """Every `let` name that the expression uses, in the order of their definition, then every comparison in it and in conditions
+    that such a name stands for: a rule that hides its evidence behind a name shows it all the same."""
     used: set[str] = set()
     _collect(expr.root, context, used)
-    terms = []
-    for name in context.lets:
-        if name in used:
-            let = context.lets[name]
-            terms.append(Term(expr=name, means=let.text.strip(), value=_value(let.root, binder, context), unit=let.unit))
+    lets = [(name, context.lets[name]) for name in context.lets if name in used]
+    terms = [Term(expr=name, means=let.text.strip(), value=_value(let.root, binder, context), unit=let.unit) for name, let in lets]
     seen: set[str] = set()
-    for node in _conditions(expr.root):
-        text = expr.text[node.at : node.end]
-        if text in seen:
-            continue
-        seen.add(text)
-        result = _value(node, binder, context)
-        shown = result if isinstance(result, bool) else None
-        if isinstance(node, ex.Compare):
-            limit, origin = _value(node.right, binder, context), _origin(node.right, context)
-            terms.append(Term(expr=text, value=_value(node.left, binder, context), limit=limit, result=shown, origin=origin))
-        else:
-            terms.append(Term(expr=text, value=result, result=shown))
+    for whole in (expr, *(let for _, let in lets if let.kind == "bool")):
+        for node in _conditions(whole.root):
+            text = whole.text[node.at : node.end]
+            if text not in seen:
+                seen.add(text)
+                terms.append(_condition(text, node, binder, context))
     return terms
+
+
+def _condition(text: str, node: Node, binder: Binder, context: _Context) -> Term:
+    result = _value(node, binder, context)
+    shown = result if isinstance(result, bool) else None
+    if isinstance(node, ex.Compare):
+        limit, origin = _value(node.right, binder, context), _origin(node.right, context)
+        return Term(expr=text, value=_value(node.left, binder, context), limit=limit, result=shown, origin=origin)
+    return Term(expr=text, value=result, result=shown)
 
 
 def _value(node: Node, binder: Binder, context: _Context) -> Value:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainvitals._resources import rules_folder
 from trainvitals.events import CATALOGUE, SignalSpec
+from trainvitals.rulelang import confidence
 from trainvitals.rulelang import overrides as user
 from trainvitals.rulelang.build import Built, build
 from trainvitals.rulelang.errors import Problem, RuleError, nearest
@@ -83,7 +84,8 @@ def load_rules(
     if errors:
         raise RuleError(_in_order(problems))
     ordered = _topological([rule for rule in effective if rule.disabled is None])
-    finished = tuple(replace(rule, digest=_digest(rule.canonical())) for rule in ordered)
+    table = _measured()
+    finished = tuple(_finished(rule, table) for rule in ordered)
     disabled = {rule.id: rule.disabled for rule in effective if rule.disabled is not None}
     digest = _digest([rule.digest for rule in sorted(finished, key=lambda rule: rule.id)])
     by_id = {rule.id: rule for rule in finished}
@@ -273,6 +275,18 @@ def _topological(rules: Sequence[Rule]) -> list[Rule]:
         for rule in ready:
             del left[rule.id]
     return ordered
+
+
+def _finished(rule: Rule, table: Mapping[str, confidence.Measured]) -> Rule:
+    measured = confidence.of(rule, table)
+    return replace(rule, digest=_digest(rule.canonical()), measured=measured, confidence=measured.confidence if measured else None)
+
+
+def _measured() -> dict[str, confidence.Measured]:
+    try:
+        return confidence.read(rules_folder() / confidence.FILE)
+    except FileNotFoundError:  # rules of one's own without the built-in ones
+        return {}
 
 
 def _digest(data: object) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from trainvitals.findings import Category, Severity, VerdictState
+from trainvitals.findings import Category, Confidence, Severity, VerdictState
 from trainvitals.rulelang.expr import Expr
+
+if TYPE_CHECKING:
+    from trainvitals.rulelang.confidence import Measured
 
 Status = Literal["stable", "experimental"]
 Gate = Literal["fail", "warn", "none"]
@@ -202,6 +205,8 @@ class Rule:
         source: ``builtin`` or the path of the user's file.
         path: File it was read from.
         digest: sha256 of the effective rule.
+        measured: What recorded runs say about this rule as it is in force; None: never measured. Not part of the digest.
+        confidence: The same as findings carry it.
     """
 
     id: str
@@ -242,6 +247,8 @@ class Rule:
     source: str = "builtin"
     path: str = ""
     digest: str = ""
+    measured: Measured | None = None
+    confidence: Confidence | None = None
 
     @property
     def param_values(self) -> dict[str, float]:

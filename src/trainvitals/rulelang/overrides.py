@@ -172,6 +172,13 @@ def _tune(fields: Fields, rule: Rule, reason: str, signals: Mapping[str, SignalS
 
 def _still_sound(fields: Fields, rule: Rule, signals: Mapping[str, SignalSpec]) -> None:
     """Check the expressions again with the user's parameters: a window must stay whole, a condition reachable."""
+    problem = unsound(rule, signals)
+    if problem is not None:
+        fields.fail_key("params", "E355", f"with these parameters {problem}")
+
+
+def unsound(rule: Rule, signals: Mapping[str, SignalSpec]) -> str | None:
+    """What is wrong with a rule whose parameters were changed, in words; None when it can still be decided."""
     lets: dict[str, Expr] = {}
     conditions = [("when", rule.when)] + ([("clear", rule.clear)] if rule.clear is not None else [])
     for name, expr in [*rule.lets.items(), *conditions]:
@@ -179,9 +186,8 @@ def _still_sound(fields: Fields, rule: Rule, signals: Mapping[str, SignalSpec]) 
             lets[name] = check(parse(expr.text, Where()), signals=signals, params=rule.params, lets=lets, label=rule.for_each)
         except RuleError as error:
             first = error.problems[0]
-            message = f"with these parameters {name!r} of rule {rule.id!r} is refused: {first.code} {first.message}"
-            fields.fail_key("params", "E355", message)
-            return
+            return f"{name!r} of rule {rule.id!r} is refused: {first.code} {first.message}"
+    return None
 
 
 def _exceptions(fields: Fields, rule: Rule, signals: Mapping[str, SignalSpec]) -> dict[str, Any]:
