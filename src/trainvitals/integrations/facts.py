@@ -32,9 +32,9 @@ What PPO's hooks give, other trainers log (`_UNLESS_HOOKED`)."""
 
 _NEVER = frozenset(
     {"optim.update_ratio", "memory.host_rss_bytes", "time.tokens_per_second", "data.prompt_length_mean",
-     "data.prompt_length_max", "data.padding_fraction", "time.samples_per_second"}
+     "data.prompt_length_max", "time.samples_per_second"}
 )  # fmt: skip
-# Signals that no supported trainer logs and that these callbacks do not compute.
+# Signals that these callbacks do not compute and that no supported trainer logs, but for those in `_LOGGED` and `_QUEUED`.
 
 
 _UNLESS_HOOKED = {
@@ -51,6 +51,7 @@ _SIDES = frozenset({"policy.clip_fraction_low", "policy.clip_fraction_high"})
 _RANGE = _SIDES | {"policy.clip_fraction", "policy.clip_low", "policy.clip_high"}
 _NO_CLIP = {"cispo": _SIDES, "sapo": _RANGE, "vespo": _RANGE, "dppo": _RANGE}
 # What TRL does not log with losses that clip on one side only or not at all.
+_QUEUED = frozenset({"time.tokens_per_second", "data.padding_fraction"})  # of trainers that read their samples from a queue
 _LOGGED = {"ppo": frozenset({"policy.ratio_mean", "time.samples_per_second"})}
 # Signals that need a hook with other trainers and that this one logs.
 
@@ -120,7 +121,9 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
         names -= {name for name in CATALOGUE if name.startswith("sampler.")}
     if str(getattr(getattr(args, "eval_strategy", "no"), "value", "no")) == "no":
         names -= {name for name in CATALOGUE if name.startswith("eval.")}
-    if trainer != "async_grpo" and not any(name.startswith("rollout.") for name in hooks):
+    queued = trainer == "async_grpo" or any(name.startswith("rollout.") for name in hooks)
+    names |= _QUEUED if queued else frozenset()
+    if not queued:
         names -= {name for name in CATALOGUE if name.startswith("rollout.")}
     if not (getattr(args, "max_grad_norm", None) or 0) > 0:
         names -= {"optim.clipped_step"}
