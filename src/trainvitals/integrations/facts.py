@@ -93,6 +93,14 @@ def config_of(args: Any) -> dict[str, Any]:
     return config
 
 
+def model_settings(model: Any) -> dict[str, int]:
+    """``model_vocab_size``: tokens that a language model can write, from its own configuration; empty where that does not say."""
+    text = getattr(model, "config", None)
+    text = text.get_text_config() if hasattr(text, "get_text_config") else text  # a model of images and text keeps it inside
+    size = getattr(text, "vocab_size", None)
+    return {"model_vocab_size": size} if isinstance(size, int) and size > 0 else {}
+
+
 def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradients: bool = True) -> frozenset[str]:
     """Signals that can come in this run; every other one is *absent* for the rules.
 
@@ -141,12 +149,13 @@ def promised(trainer: Any, control: Any) -> frozenset[str]:
 
 
 def run_start(
-    args: Any, *, owner: object, cuda: bool, hooks: frozenset[str], total_steps: int, time: float, gradients: bool
+    args: Any, *, owner: object, cuda: bool, hooks: frozenset[str], total_steps: int, time: float, gradients: bool, model: Any = None
 ) -> RunStart:
     """First event of a run under a transformers or TRL trainer.
 
     Args:
         owner: The trainer, or its arguments where the trainer is not known.
+        model: The model, for the settings of it that rules ask about; None when it is not known.
     """
     kind = trainer_kind(owner)
     emits = emitted(args, kind, cuda=cuda, hooks=hooks, gradients=gradients)
@@ -164,7 +173,7 @@ def run_start(
         trainer=kind,
         framework=framework,
         framework_version=version,
-        config=config_of(args),
+        config={**config_of(args), **model_settings(model)},
         total_steps=total_steps if total_steps > 0 else None,
         world_size=int(getattr(args, "world_size", 1)),
         rank=int(getattr(args, "process_index", 0)),
