@@ -35,7 +35,7 @@ def maker(*rules: Rule, updates: int = 100, trainer: str = "grpo") -> VerdictMak
     return made
 
 
-@pytest.mark.parametrize(("category", "state"), [("collapse", "collapsed"), ("over-optimization", "over_optimizing"), ("ood-drift", "drifting"), ("stall", "stalled"), ("numerics", "diverged")])
+@pytest.mark.parametrize(("category", "state"), [("collapse", "collapsed"), ("over-optimization", "over_optimizing"), ("ood-drift", "drifting"), ("stall", "stalled")])
 def test_category_gives_the_state(category: str, state: str) -> None:
     one = rule("one", category)
     made = maker(one)
@@ -44,6 +44,19 @@ def test_category_gives_the_state(category: str, state: str) -> None:
     assert verdict is not None
     assert (verdict.state, verdict.decision, verdict.rule) == (state, "watch", "one")
     assert (verdict.since_step, verdict.last_healthy_step, verdict.reason) == (45, 44, "one speaks.")
+
+
+def test_numerics_diverge_by_an_error_or_by_the_rule_s_own_word() -> None:
+    for one, state in (
+        (rule("spike", "numerics"), "steady"),
+        (rule("nan", "numerics", "error"), "diverged"),
+        (rule("growth", "numerics", verdict="diverged"), "diverged"),
+    ):
+        made = maker(one)
+        made.take(finding(one), one)
+        verdict = made.make(50)
+        assert verdict is not None
+        assert (verdict.state, verdict.rule, verdict.last_healthy_step) == (state, one.id, 44)
 
 
 def test_efficiency_advises_without_calling_the_run_sick() -> None:

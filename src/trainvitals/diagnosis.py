@@ -27,7 +27,8 @@ STATE_OF: Mapping[Category, VerdictState] = {
     "stall": "stalled",
     "numerics": "diverged",
 }
-"""State that a firing rule of a category leads to; efficiency, data and config leave the state of the policy alone."""
+"""State that a firing rule of a category leads to; efficiency, data and config leave the state of the policy alone, and so does a
+warning about numerics that names no verdict: most spikes fall back, and a run has diverged when an error says so."""
 HARMLESS: frozenset[Category] = frozenset({"efficiency", "config"})
 """Findings of these categories waste resources but leave the weights healthy: they do not move `last_healthy_step`."""
 _ORDER: Mapping[Category, int] = {
@@ -90,6 +91,13 @@ class Open:
     verdict: VerdictState | None
     stop: bool
     has_change: bool
+
+
+def _state(entry: Open) -> VerdictState | None:
+    """State of the run that a finding stands for, or None when it leaves that alone."""
+    if entry.verdict is None and entry.category == "numerics" and entry.severity != "error":
+        return None
+    return entry.verdict or STATE_OF.get(entry.category)
 
 
 class Incidents:
@@ -216,11 +224,11 @@ class VerdictMaker:
         speaking = [entry for entry in self.open.values() if not entry.suppressed and entry.severity != "info"]
         if speaking:
             leader = min(speaking, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule))
-            policy = [entry for entry in speaking if entry.verdict or entry.category in STATE_OF]
+            policy = [entry for entry in speaking if _state(entry)]
             shaping = leader if leader in policy or not policy else min(
                 policy, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule)
             )  # fmt: skip
-            state = shaping.verdict or STATE_OF.get(shaping.category) or self._healthy_state(final)[0]
+            state = _state(shaping) or self._healthy_state(final)[0]
             return state, self._decide(leader, step), leader.message, leader
         if self.updates < MIN_UPDATES or not decided:
             if final:

@@ -267,5 +267,21 @@ class TestFacts:
         assert bare < full
         assert {"policy.ratio_outside_fraction", "memory.vram_used_fraction", "reward.group_std_mean"} <= full
 
+    def test_the_size_of_the_vocabulary_is_the_text_model_s(self):
+        text = SimpleNamespace(vocab_size=272)
+        assert facts.model_settings(SimpleNamespace(config=text)) == {"model_vocab_size": 272}
+        both = SimpleNamespace(vocab_size=None, get_text_config=lambda: text)
+        assert facts.model_settings(SimpleNamespace(config=both)) == {"model_vocab_size": 272}
+        assert facts.model_settings(SimpleNamespace(config=SimpleNamespace(vocab_size=None))) == {}
+        assert facts.model_settings(None) == {}
+
+    def test_trainers_with_a_queue_log_their_throughput(self):
+        args = SimpleNamespace(use_vllm=True, eval_strategy="no", max_grad_norm=1.0)
+        queued = {"time.tokens_per_second", "data.padding_fraction"}
+        assert queued <= facts.emitted(args, "async_grpo", cuda=False, hooks=frozenset())
+        assert queued <= facts.emitted(args, "distillation", cuda=False, hooks=frozenset({"rollout.queue_size"}))
+        assert not queued & facts.emitted(args, "distillation", cuda=False, hooks=frozenset())
+        assert not queued & facts.emitted(args, "sft", cuda=False, hooks=frozenset())
+
     def test_names_are_in_the_catalogue(self):
         assert CATALOGUE.keys() >= facts.HOOKED | facts._NEVER

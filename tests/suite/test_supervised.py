@@ -109,6 +109,9 @@ def test_labels_are_counted_as_they_are(tmp_path, train, settings, conversation)
     ends = [slowly(batch, tiny.END_ID, settings.get("max_length", 64) or 0) for batch in batches]
     for step, frame in enumerate(seen.frames):
         assert {name: frame.values[name] for name in LABELS if name in frame.values} == pytest.approx(ends[step]), step
+        mask = batches[step].get("attention_mask")
+        padding = 0.0 if mask is None else 1.0 - float(mask.float().mean())
+        assert frame.values["data.padding_fraction"] == pytest.approx(padding, abs=1e-6), step
     if settings.get("max_length") == 27:
         assert max(seen.series("token.cut_fraction").values()) > 0.3
     elif "packing" not in settings:

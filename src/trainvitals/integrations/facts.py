@@ -31,10 +31,9 @@ HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(PROBED, *
 What PPO's hooks give, other trainers log (`_UNLESS_HOOKED`)."""
 
 _NEVER = frozenset(
-    {"memory.host_rss_bytes", "time.tokens_per_second", "data.prompt_length_mean",
-     "data.prompt_length_max", "data.padding_fraction", "time.samples_per_second"}
+    {"memory.host_rss_bytes", "time.tokens_per_second", "data.prompt_length_mean", "data.prompt_length_max", "time.samples_per_second"}
 )  # fmt: skip
-# Signals that no supported trainer logs and that these callbacks do not compute.
+# Signals that these callbacks do not compute and that no supported trainer logs, but for those in `_LOGGED` and `_QUEUED`.
 
 
 _UNLESS_HOOKED = {
@@ -51,6 +50,7 @@ _SIDES = frozenset({"policy.clip_fraction_low", "policy.clip_fraction_high"})
 _RANGE = _SIDES | {"policy.clip_fraction", "policy.clip_low", "policy.clip_high"}
 _NO_CLIP = {"cispo": _SIDES, "sapo": _RANGE, "vespo": _RANGE, "dppo": _RANGE}
 # What TRL does not log with losses that clip on one side only or not at all.
+_QUEUED = frozenset({"time.tokens_per_second", "data.padding_fraction"})  # of trainers that read their samples from a queue
 _LOGGED = {"ppo": frozenset({"policy.ratio_mean", "time.samples_per_second"})}
 # Signals that need a hook with other trainers and that this one logs.
 
@@ -97,6 +97,14 @@ def sharded(args: Any) -> bool:
     return bool(getattr(args, "deepspeed", None) or getattr(args, "fsdp", None))
 
 
+def model_settings(model: Any) -> dict[str, int]:
+    """``model_vocab_size``: tokens that a language model can write, from its own configuration; empty where that does not say."""
+    text = getattr(model, "config", None)
+    text = text.get_text_config() if hasattr(text, "get_text_config") else text  # a model of images and text keeps it inside
+    size = getattr(text, "vocab_size", None)
+    return {"model_vocab_size": size} if isinstance(size, int) and size > 0 else {}
+
+
 def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradients: bool = True) -> frozenset[str]:
     """Signals that can come in this run; every other one is *absent* for the rules.
 
@@ -127,7 +135,9 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
         names -= {name for name in CATALOGUE if name.startswith("sampler.")}
     if str(getattr(getattr(args, "eval_strategy", "no"), "value", "no")) == "no":
         names -= {name for name in CATALOGUE if name.startswith("eval.")}
-    if trainer != "async_grpo" and not any(name.startswith("rollout.") for name in hooks):
+    queued = trainer == "async_grpo" or any(name.startswith("rollout.") for name in hooks)
+    names |= _QUEUED if queued else frozenset()
+    if not queued:
         names -= {name for name in CATALOGUE if name.startswith("rollout.")}
     if not (getattr(args, "max_grad_norm", None) or 0) > 0:
         names -= {"optim.clipped_step"}
@@ -145,12 +155,13 @@ def promised(trainer: Any, control: Any) -> frozenset[str]:
 
 
 def run_start(
-    args: Any, *, owner: object, cuda: bool, hooks: frozenset[str], total_steps: int, time: float, gradients: bool
+    args: Any, *, owner: object, cuda: bool, hooks: frozenset[str], total_steps: int, time: float, gradients: bool, model: Any = None
 ) -> RunStart:
     """First event of a run under a transformers or TRL trainer.
 
     Args:
         owner: The trainer, or its arguments where the trainer is not known.
+        model: The model, for the settings of it that rules ask about; None when it is not known.
     """
     kind = trainer_kind(owner)
     emits = emitted(args, kind, cuda=cuda, hooks=hooks, gradients=gradients)
@@ -168,7 +179,7 @@ def run_start(
         trainer=kind,
         framework=framework,
         framework_version=version,
-        config=config_of(args),
+        config={**config_of(args), **model_settings(model)},
         total_steps=total_steps if total_steps > 0 else None,
         world_size=int(getattr(args, "world_size", 1)),
         rank=int(getattr(args, "process_index", 0)),

@@ -20,8 +20,9 @@ _LABELS = frozenset({
     "token.cut_fraction",
 })  # fmt: skip
 _TEMPLATE = frozenset({"token.doubled_template_fraction"})
+_PADDING = frozenset({"data.padding_fraction"})
 _START = frozenset({"optim.loss_start"})
-SIGNALS = _LABELS | _TEMPLATE | _START
+SIGNALS = _LABELS | _TEMPLATE | _PADDING | _START
 """Signals that only these wraps give."""
 
 IGNORED = -100  # label of a token that does not count (torch cross entropy's ignore_index, transformers and TRL)
@@ -36,7 +37,7 @@ def install(hooks: Hooks) -> None:
     if head is None or head() is None or hasattr(trainer, "num_generations"):
         return  # no language model, or one that learns from samples and not from labels
     reader = _Supervised(hooks)
-    gives = _LABELS | (_TEMPLATE if reader.bos is not None or reader.openers else frozenset())
+    gives = _LABELS | _PADDING | (_TEMPLATE if reader.bos is not None or reader.openers else frozenset())
     hooks.wrap(trainer, "compute_loss", before=reader.before_loss, gives=gives)
     hooks.wrap(trainer, "training_step", reader.after_step, gives=_START)
     hooks.at_step_end.append(reader.step_end)
@@ -48,6 +49,8 @@ class _Supervised:
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
         self._counts: list[torch.Tensor] = []
+        self._real: list[torch.Tensor] = []  # tokens of each micro-batch that are no padding
+        self._size = 0  # tokens of all of them, padding included
         self._doubled: torch.Tensor | None = None
         self._first: list[torch.Tensor] | None = []  # losses of the first update; None once it is over
         trainer = hooks.trainer
@@ -67,6 +70,8 @@ class _Supervised:
         with torch.no_grad():
             real, start = sequences(ids, inputs.get("attention_mask"), inputs.get("position_ids"))
             self._counts.append(label_counts(labels, real, start, self._ends, self._limit))
+            self._real.append(real.sum())
+            self._size += real.numel()
             if self._doubled is None:  # one micro-batch per step is sample enough
                 self._doubled = doubled_counts(ids, real, start, self.bos, self.openers, self._closers)
         return args
@@ -82,10 +87,12 @@ class _Supervised:
             self._hooks.put([torch.stack(self._first).sum()], scalar("optim.loss_start"))
         self._first = None
         if self._counts:
+            size = self._size
             self._hooks.put([torch.stack(self._counts)], lambda t: label_signals(t[0]))
+            self._hooks.put([torch.stack(self._real).sum()], lambda t: {"data.padding_fraction": 1.0 - float(t[0]) / size})
         if self._doubled is not None and (self.bos is not None or self.openers):
             self._hooks.put([self._doubled], _doubled_signals)
-        self._counts, self._doubled = [], None
+        self._counts, self._real, self._size, self._doubled = [], [], 0, None
 
 
 def sequences(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -144,6 +144,7 @@ class VitalsCallback(TrainerCallback):
             total_steps=state.max_steps,
             time=time.time(),
             gradients=self.hooks is not None or not sharded(args),
+            model=model,
         )
         vars(control)[RUNNING] = self
         run.emits = None if run.emits is None else run.emits | promised(self.trainer, control)
