@@ -166,6 +166,8 @@ class CompletionEvent(Event):
     length_cap: float | None = signal("tokens", "max_completion_length: the cap that truncates.", low=0, emitters=_on, cadence="once")
     repetition_fraction: float | None = signal("fraction", "Share of a completion's 4-grams that repeat an earlier one, mean over completions.", low=0, high=1, emitters=_on, cadence="rollout")
     distinct_fraction: float | None = signal("fraction", "Distinct completions divided by completions, mean over prompt groups.", low=0, high=1, emitters=_on, cadence="rollout")
+    drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest completions (of 128 prompts) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, emitters="grpo rloo", cadence="sample")
+    drift_ratio: float | None = signal("ratio", "The divergence of completions over what sampling alone exceeds once in 10,000 looks.", low=0, emitters="grpo rloo", cadence="sample")
     empty_fraction: float | None = signal("fraction", "Share of completions without any token before the end token.", low=0, high=1, emitters=_on, cadence="rollout")
     tool_call_rate: float | None = signal("ratio", "Tool calls per completion.", low=0, emitters=_on, cadence="rollout")
     tool_failure_fraction: float | None = signal("fraction", "Share of tool calls that failed.", low=0, high=1, emitters=_on, cadence="rollout")
@@ -344,6 +346,8 @@ class DataEvent(Event):
     prompt_length_mean: float | None = signal("tokens", "Mean prompt length.", low=0)
     prompt_length_max: float | None = signal("tokens", "Longest prompt.", low=0)
     padding_fraction: float | None = signal("fraction", "Share of input tokens that are padding.", low=0, high=1)
+    drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest 128 prompts (or training sequences) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, cadence="sample")
+    drift_ratio: float | None = signal("ratio", "The divergence of prompts over what sampling alone exceeds once in 10,000 looks.", low=0, cadence="sample")
     rank_exhausted: dict[str, float] | None = signal("fraction", "1 when the data of one rank ran out while another rank still got a batch, else 0.", low=0, high=1, label="rank")
 
 

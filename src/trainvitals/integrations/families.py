@@ -6,6 +6,7 @@ from trainvitals.integrations import (
     adapters,
     async_rollout,
     distillation,
+    drift,
     moe,
     ppo,
     preference,
@@ -15,5 +16,5 @@ from trainvitals.integrations import (
     supervised,
 )
 
-FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, ranks)
+FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, ranks)
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""
