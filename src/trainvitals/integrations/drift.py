@@ -19,6 +19,7 @@ vocabularies of 5,000 words, log-normal lengths, a look every 32 prompts): {SIMU
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -128,7 +129,7 @@ def distance(first: Counts, last: Counts) -> tuple[float, float]:
 
 
 def chi_square_quantile(degrees: float) -> float:
-    """Upper quantile (1 in 10,000) of chi-square by Wilson and Hilferty; 7 % too high for one degree of freedom, within 1 % from five on."""
+    """Upper quantile (1 in 10,000) of chi-square by Wilson and Hilferty; 7 % too high for one degree of freedom, 2 % from five on."""
     part = 2 / (9 * degrees)
     return degrees * max(0.0, 1 - part + _NORMAL_QUANTILE * math.sqrt(part)) ** 3
 
@@ -187,7 +188,7 @@ class _Sampled:
 def _groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """First and last place (exclusive) of each run of equal prompts."""
     edges = [0, *(at for at in range(1, len(prompts)) if prompts[at] != prompts[at - 1]), len(prompts)]
-    return [(begin, end) for begin, end in zip(edges, edges[1:], strict=False) if end > begin]
+    return [(begin, end) for begin, end in itertools.pairwise(edges) if end > begin]
 
 
 class _Labelled:
