@@ -13,8 +13,9 @@ prompt), and the noise is measured between units:
 ``drift`` is the divergence beyond its expectation, in nats; ``drift_ratio`` is the sum over that quantile: above 1 the two samples are not from
 one distribution. Both are told for tokens or lengths, whichever has the larger ratio.
 
-False alarms, simulated with `tests/integrations/simulate_drift.py` (400 runs of 1,000 updates of 4 prompts, drawn from 8 topics with Zipf
-vocabularies of 5,000 words, log-normal lengths, a look every 32 prompts): {SIMULATED}
+False alarms, simulated with `tests/integrations/simulate_drift.py` (200 runs of 1,000 updates of 4 prompts, drawn from 8 topics with Zipf
+vocabularies of 5,000 words, log-normal lengths; 117 looks a run): one run with a look above 1, none with four looks in a row, which is what the
+rule asks for. A change of the mixture of topics in the middle was found in 19 of 20 runs, half of them within 43 updates (a renewed window is 32).
 """
 
 from __future__ import annotations
