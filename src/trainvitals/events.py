@@ -106,6 +106,7 @@ class RewardEvent(Event):
     penalised_mean: float | None = signal("reward", "Mean reward after the KL penalty was subtracted from it (RLOO, PPO); `mean` is before.", emitters="rloo ppo online_dpo", cadence="rollout")
     unscored_fraction: float | None = signal("fraction", "Share of completions for which every reward function returned None or NaN.", low=0, high=1, emitters=_on, cadence="rollout")
     length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length (PPO: over the batch).", low=-1, high=1, emitters="grpo rloo ppo sdpo", cadence="rollout")
+    model_outside_fraction: float | None = signal("fraction", "Share of samples whose features in the reward model lie beyond the distance that 1% of the run's first samples exceed (diagonal Mahalanobis; largest of several reward models).", low=0, high=1, emitters="grpo rloo ppo", cadence="rollout")
     component_mean: dict[str, float] | None = signal("reward", "Mean of one reward function over the generation batch.", emitters=_on, cadence="rollout", label="component")
     component_std: dict[str, float] | None = signal("reward", "Standard deviation of one reward function over the generation batch.", low=0, emitters=_on, cadence="rollout", label="component")
     component_share: dict[str, float] | None = signal("fraction", "w_k*std_k / sum_j w_j*std_j: the part of the reward spread that one function contributes.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout", label="component")
@@ -166,6 +167,8 @@ class CompletionEvent(Event):
     length_cap: float | None = signal("tokens", "max_completion_length: the cap that truncates.", low=0, emitters=_on, cadence="once")
     repetition_fraction: float | None = signal("fraction", "Share of a completion's 4-grams that repeat an earlier one, mean over completions.", low=0, high=1, emitters=_on, cadence="rollout")
     distinct_fraction: float | None = signal("fraction", "Distinct completions divided by completions, mean over prompt groups.", low=0, high=1, emitters=_on, cadence="rollout")
+    drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest completions (of 128 prompts) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, emitters="grpo rloo", cadence="sample")
+    drift_ratio: float | None = signal("ratio", "The divergence of completions over what sampling alone exceeds once in 10,000 looks.", low=0, emitters="grpo rloo", cadence="sample")
     empty_fraction: float | None = signal("fraction", "Share of completions without any token before the end token.", low=0, high=1, emitters=_on, cadence="rollout")
     tool_call_rate: float | None = signal("ratio", "Tool calls per completion.", low=0, emitters=_on, cadence="rollout")
     tool_failure_fraction: float | None = signal("fraction", "Share of tool calls that failed.", low=0, high=1, emitters=_on, cadence="rollout")
@@ -344,6 +347,8 @@ class DataEvent(Event):
     prompt_length_mean: float | None = signal("tokens", "Mean prompt length.", low=0)
     prompt_length_max: float | None = signal("tokens", "Longest prompt.", low=0)
     padding_fraction: float | None = signal("fraction", "Share of input tokens that are padding.", low=0, high=1)
+    drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest 128 prompts (or training sequences) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, cadence="sample")
+    drift_ratio: float | None = signal("ratio", "The divergence of prompts over what sampling alone exceeds once in 10,000 looks.", low=0, cadence="sample")
     rank_exhausted: dict[str, float] | None = signal("fraction", "1 when the data of one rank ran out while another rank still got a batch, else 0.", low=0, high=1, label="rank")
 
 

@@ -6,14 +6,16 @@ from trainvitals.integrations import (
     adapters,
     async_rollout,
     distillation,
+    drift,
     moe,
     ppo,
     preference,
     ranks,
     reward_model,
+    reward_range,
     sampling,
     supervised,
 )
 
-FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, ranks)
+FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, reward_range, ranks)
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

@@ -21,7 +21,7 @@ Value = float | bool | str | None
 CATEGORIES: tuple[str, ...] = get_args(Category)
 SEVERITY_WORDS: tuple[str, ...] = get_args(Severity)
 VERDICT_STATES: tuple[str, ...] = get_args(VerdictState)
-CODE_FAMILIES: tuple[str, ...] = ("NUM", "KL", "ENT", "RWD", "CLP", "GRD", "LEN", "OPT", "STL", "SYS", "EVL", "CFG")
+CODE_FAMILIES: tuple[str, ...] = ("NUM", "KL", "ENT", "RWD", "CLP", "GRD", "LEN", "OPT", "STL", "SYS", "EVL", "CFG", "DAT")
 TRAINERS: tuple[str, ...] = (
     "grpo", "rloo", "ppo", "async_grpo", "online_dpo", "dpo", "kto", "orpo", "cpo", "reward", "sft", "gkd", "distillation",
     "sdft", "sdpo", "prm", "nash_md", "xpo", "bco", "tpo", "a2po", "gold", "iw_opd", "ssd", "async_distillation", "verl", "transformers",

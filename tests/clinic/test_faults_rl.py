@@ -1,0 +1,184 @@
+"""Faults of reinforcement learning planted into real GRPO training, each found under its own name; the healthy twin stays silent.
+
+What a run says before its fault begins is asserted too: every run is its own twin until then.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "suite"))
+
+from trainvitals.integrations import tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.trl]
+
+HEALTHY = {"learning_rate": 1e-4, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}
+
+
+def said(patient: Any, rule: str) -> str:
+    """The line on the console about a rule."""
+    return next(line for line in patient.said if f"({rule}, step" in line)
+
+
+class At(TrainerCallback):
+    """Does something to the trainer before a step."""
+
+    def __init__(self, step: int, what: Any) -> None:
+        self.step, self.what = step, what
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step - 1:
+            self.what()
+
+
+class Prompts(torch.utils.data.Dataset):
+    """The prompts of the task until a row was asked for so often, then others, without any boundary."""
+
+    column_names = ["prompt"]
+
+    def __init__(self, switch: int | None) -> None:
+        self.rows, self.switch, self.asked = [row["prompt"] for row in tiny.prompts()], switch, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: int) -> dict[str, Any]:
+        self.asked += 1
+        if self.switch is not None and self.asked > self.switch:
+            return {"prompt": [{"role": "user", "content": f"no the bad red minus the blue {at}"}]}
+        return {"prompt": self.rows[at]}
+
+
+def letters(completions: list[Any], completion_ids: Any = None, **kwargs: Any) -> list[float]:
+    """Different letters of a finished answer, of ten."""
+    return [min(10, len(set(tiny.text_of(text)))) / 10 * (tiny.END_ID in ids) for text, ids in zip(completions, completion_ids, strict=True)]
+
+
+def zeds(completions: list[Any], **kwargs: Any) -> list[float]:
+    """Share of the letter z: a matter of form that costs vowels."""
+    return [text.count("z") / max(1, len(text)) for text in map(tiny.text_of, completions)]
+
+
+def taste(completions: list[Any], **kwargs: Any) -> list[float]:
+    """A judge who has an opinion on every text and no reason for it; greedy answers get an average mark."""
+    return [zlib.crc32(f"155{tiny.text_of(text)}".encode()) % 101 / 100 for text in completions]
+
+
+class Moody:
+    """A judge whose marks have nothing to do with the text."""
+
+    __name__ = "moody"
+
+    def __init__(self) -> None:
+        self.random = Random(0)
+
+    def __call__(self, completions: list[Any], **kwargs: Any) -> list[float]:
+        return [self.random.random() for _ in completions]
+
+
+class Hole:
+    """Pays a little for vowels; from an update on it passes everything that is short."""
+
+    __name__ = "hole"
+
+    def __init__(self, onset: int) -> None:
+        self.onset, self.calls = onset, 0
+
+    def __call__(self, completions: list[Any], completion_ids: Any = None, **kwargs: Any) -> list[float]:
+        self.calls += 1
+        usual = [0.3 * mark for mark in tiny.vowels(completions, completion_ids)]
+        if self.calls < self.onset:
+            return usual
+        return [1.0 if len(tiny.text_of(text)) <= 3 else mark for text, mark in zip(completions, usual, strict=True)]
+
+
+def planted(folder: Path, step: int, fault: Any, **changes: Any) -> Any:
+    """A GRPO trainer of the vowel task to which `fault(trainer)` happens before a step."""
+    trainer = tiny.grpo(str(folder), **{**HEALTHY, **changes})
+    trainer.add_callback(At(step, lambda: fault(trainer)))
+    return trainer
+
+
+def test_the_healthy_twin_is_silent(tmp_path, observe):
+    """Its completions drift far from where they began, and the reward rises with them."""
+    trainer = tiny.grpo(str(tmp_path), max_steps=125, **HEALTHY)
+    trainer.train_dataset = Prompts(None)
+    patient = observe(trainer)
+    assert sum(patient.rewards[-10:]) > sum(patient.rewards[:10]) + 1.0
+    assert patient.loud == {}
+    assert not patient.off
+
+
+def test_a_sampler_that_turns_greedy(tmp_path, observe):
+    """The policy and its entropy stay as they were; only the samples become copies."""
+
+    def greedy(trainer: Any) -> None:
+        trainer.generation_config.top_k = 1
+
+    patient = observe(planted(tmp_path, 30, greedy, reward=taste, max_steps=62, **{**HEALTHY, "learning_rate": 1e-5}))
+    assert patient.loud.keys() == {"mode-collapse"}
+    assert 30 < patient.loud["mode-collapse"] <= 60
+    assert "groups of copies teach nothing" in said(patient, "mode-collapse")
+
+
+def test_answers_that_end_too_early(tmp_path, observe):
+    """The sampler ends answers that the policy would have gone on with, and nobody pays for it. One line, not four."""
+
+    def hurry(trainer: Any) -> None:
+        trainer.generation_config.sequence_bias = {(tiny.END_ID,): 5.0}
+
+    patient = observe(planted(tmp_path, 30, hurry, reward=letters, max_steps=52))
+    assert patient.loud.keys() == {"length-collapse"}
+    assert 30 < patient.loud["length-collapse"] <= 50
+    assert "the policy stops before it has answered" in said(patient, "length-collapse")
+
+
+def test_other_prompts_in_the_middle_of_the_run(tmp_path, observe):
+    trainer = tiny.grpo(str(tmp_path), max_steps=112, **HEALTHY)
+    trainer.train_dataset = Prompts(70 * 32)
+    patient = observe(trainer)
+    assert patient.loud.keys() == {"prompt-drift"}
+    assert 70 < patient.loud["prompt-drift"] <= 112
+    assert "the data has changed under the run" in said(patient, "prompt-drift")
+
+
+def test_completions_that_wander_without_a_gain(tmp_path, observe):
+    patient = observe(tiny.grpo(str(tmp_path), reward=Moody(), max_steps=115, **{**HEALTHY, "learning_rate": 1e-3}))
+    print(patient.said, patient.fired)
+    assert patient.loud["completion-drift"] <= 115
+    assert "the policy moved away and gained nothing" in said(patient, "completion-drift")
+
+
+def test_a_task_that_is_given_up_for_its_form(tmp_path, observe):
+    settings = {**HEALTHY, "learning_rate": 5e-4, "max_steps": 70}
+    patient = observe(tiny.grpo(str(tmp_path), reward=[tiny.vowels, zeds], reward_weights=[1.0, 3.0], **settings))
+    print(patient.said, patient.fired)
+    assert patient.loud["format-over-task"] <= 70
+    assert "the policy buys the other rewards with this one" in said(patient, "format-over-task")
+
+
+def test_a_hole_in_the_checker(tmp_path, observe):
+    patient = observe(tiny.grpo(str(tmp_path), reward=Hole(105), max_steps=145, **{**HEALTHY, "learning_rate": 3e-4}))
+    print(patient.said, patient.fired)
+    assert 105 < patient.loud["exploit-jump"] <= 145
+    assert all(step > 105 for step in patient.loud.values())
+
+
+def test_a_gradient_that_is_cut_off(tmp_path, observe):
+    def cut(trainer: Any) -> None:
+        inner = trainer._compute_loss
+        trainer._compute_loss = lambda *args, **kwargs: inner(*args, **kwargs) * 0.0
+
+    patient = observe(planted(tmp_path, 20, cut, max_steps=35))
+    assert patient.loud.keys() == {"gradient-blocked"}
+    assert 20 < patient.loud["gradient-blocked"] <= 32
+    assert patient.monitor.verdict.state == "stalled"
