@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import functools
 import json
-import lzma
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from tests.clinic.ward.record import FOLDER, load, run_id
 
 from trainvitals.events import Boundary, Frame, Item, RunEnd, RunStart, split_label
 from trainvitals.names import Mapper
@@ -101,38 +102,18 @@ class Run:
     rows: tuple[Row, ...]
 
 
-def read_runs(path: Path) -> list[Run]:
-    """All runs of one recording, ``<case>.jsonl.xz`` or ``.jsonl``.
+def read_runs(case_id: str, folder: Path = FOLDER) -> list[Run]:
+    """All recorded runs of one case, by seed; none when it was never recorded.
 
     Raises:
-        ValueError: If a run is not named ``<case>-s<seed>``, or the file is no recording of ours.
+        InputError: The file is no recording of ours.
     """
-    text = lzma.open(path, "rt", encoding="utf-8").read() if path.suffix == ".xz" else path.read_text(encoding="utf-8")
-    case = path.name.removesuffix(".xz").removesuffix(".jsonl")
     runs = []
-    for name, lines in split_runs(text):
-        prefix, mark, seed = name.rpartition("-s")
-        if not mark or prefix != case or not seed.isdigit():
-            msg = f"{path}: run {name!r} is not named '{case}-s<seed>'"
-            raise ValueError(msg)
-        recording = own.read("\n".join(lines), f"{path}:{name}", Mapper())
-        runs.append(translate(recording.items, name=name, case=case, seed=int(seed)))
+    for seed, records in sorted(load(case_id, folder).items()):
+        name = run_id(case_id, seed)
+        recording = own.read("".join(json.dumps(record) + "\n" for record in records), name, Mapper())
+        runs.append(translate(recording.items, name=name, case=case_id, seed=seed))
     return runs
-
-
-def split_runs(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Name and lines of every run. A new one begins at a ``run_start`` of another name; the same name again is a resumed run."""
-    name: str | None = None
-    lines: list[str] = []
-    for line in text.splitlines():
-        record = json.loads(line) if "run_start" in line else {}
-        if record.get("kind") == "run_start" and record["run"] != name:
-            if name is not None:
-                yield name, lines
-            name, lines = str(record["run"]), []
-        lines.append(line)
-    if name is not None:
-        yield name, lines
 
 
 def translate(items: Iterable[Item], *, name: str, case: str, seed: int) -> Run:
@@ -231,7 +212,7 @@ def _as_logged(raw: str, value: float, trainer: str) -> Value:
 def _eval_logs(frame: Frame, trainer: str, epoch: float | None) -> dict[str, Value]:
     accuracy = "eval_rewards/accuracies" if trainer in PAIRS else "eval_accuracy" if trainer == "reward" else "eval_mean_token_accuracy"
     names = {**_EVAL, "eval.accuracy": accuracy}
-    logs: dict[str, Value] = {names[key]: value for key, value in frame.values.items() if key in names}
+    logs: dict[str, Value] = {names[key]: float(value) for key, value in frame.values.items() if key in names}
     if logs and epoch is not None:
         logs["epoch"] = epoch
     return logs
