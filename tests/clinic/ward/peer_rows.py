@@ -23,8 +23,8 @@ from tests.clinic.ward.record import FOLDER, load, run_id
 
 from trainvitals.events import Boundary, Frame, Item, RunEnd, RunStart, split_label
 from trainvitals.names import Mapper
-from trainvitals.names.trl import PAIRS, TABLE
 from trainvitals.names.transformers import TABLE as BASE
+from trainvitals.names.trl import PAIRS, TABLE
 from trainvitals.readers import own
 
 Value = float | None

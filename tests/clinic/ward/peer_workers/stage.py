@@ -22,7 +22,6 @@ from types import SimpleNamespace
 
 from transformers import TrainerControl, TrainerState
 
-
 SETUP = sys.argv[2] if len(sys.argv) > 2 else "default"
 """``default``, or ``eager``: look more often than the tool does by itself."""
 
