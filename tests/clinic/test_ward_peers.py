@@ -229,12 +229,33 @@ def test_a_tool_played_alone_leaves_the_results_of_the_others(tmp_path: Path) ->
         assert peers.main(["--recordings", str(tmp_path), "--out", str(out), "--peer", name, "--split", "all"]) == 0
     first = out.read_text()
     tools = peers.read(out)["tools"]
-    assert list(tools) == ["nan-only", "fixed-thresholds"]
+    assert list(tools) == ["fixed-thresholds", "nan-only"]
     assert tools["nan-only"]["runs"]["sft-x-s3"]["alerts"] == [[2, "not-finite", "critical"]]
     assert tools["nan-only"]["totals"] | {"us_per_row": 0} == {
         "runs": 2, "ok": 2, "runs_with_alerts": 2, "alerts": 2, "rules": {"not-finite critical": 2}, "us_per_row": 0, "worst_ms": 0.0,
     }  # fmt: skip
     assert len(first.splitlines()) == 2 + 2 * (1 + 2 + 1)
+
+
+def test_an_answer_is_kept_while_recording_version_and_setup_stay_the_same() -> None:
+    peer = next(peer for peer in peers.PEERS if peer.name == "rlprobe")
+    run = _translate(Frame(1, {"optim.loss": 1.0}))
+    other = _translate(Frame(1, {"optim.loss": 1.1}))
+
+    def tools(version: str, settings: str) -> peers.Tools:
+        answer = {"status": "ok", "of": peers.fingerprint(run), "alerts": []}
+        return {name: {"version": version, "settings": settings, "mode": "live", "runs": {"x-s0": answer}} for name in ("rlprobe", "rlprobe-report")}
+
+    assert peers.is_kept(peer, run, tools("0.1.0", peer.settings))
+    assert not peers.is_kept(peer, other, tools("0.1.0", peer.settings))
+    assert not peers.is_kept(peer, run, tools("0.1.1", peer.settings))
+    assert not peers.is_kept(peer, run, tools("0.1.0", "otherwise"))
+    assert not peers.is_kept(peer, run, {"rlprobe": tools("0.1.0", peer.settings)["rlprobe"]})
+    new = {"rlprobe": {**tools("0.1.0", peer.settings)["rlprobe"], "runs": {"x-s1": {"status": "ok", "alerts": []}}}}
+    merged = peers.merged(tools("0.1.0", peer.settings), new, {"x-s0", "x-s1"})
+    assert sorted(merged["rlprobe"]["runs"]) == ["x-s0", "x-s1"]
+    assert sorted(peers.merged(tools("0.1.0", peer.settings), new, {"x-s1"})["rlprobe"]["runs"]) == ["x-s1"]
+    assert sorted(peers.merged(tools("0.1.0", "otherwise"), new, {"x-s0", "x-s1"})["rlprobe"]["runs"]) == ["x-s1"]
 
 
 def test_the_set_aside_half_is_a_fault_or_a_seed_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +291,16 @@ def test_every_category_is_one_of_ours() -> None:
     from trainvitals.findings import Category
 
     assert {word for rules in peers.CATEGORIES.values() for words in rules.values() for word in words} <= set(get_args(Category))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not KEPT, reason="no results are kept yet")
+def test_kept_answers_are_about_the_recordings_in_the_tree() -> None:
+    """Otherwise: `python -m tests.clinic.ward.peers` plays what has changed."""
+    cases = sorted(path.name.removesuffix(".jsonl.xz") for path in record.FOLDER.glob("*.jsonl.xz"))
+    recorded = {run.name: peers.fingerprint(run) for case in cases for run in read_runs(case)}
+    for tool in KEPT.values():
+        assert {name: run["of"] for name, run in tool["runs"].items()} == recorded
 
 
 @pytest.mark.slow

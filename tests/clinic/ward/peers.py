@@ -2,6 +2,7 @@
 
     python -m tests.clinic.ward.peers --install                    make an environment for each tool under .peers/ (once)
     python -m tests.clinic.ward.peers [--peer NAME] [--split dev]  play the recordings, write results/peers.json
+                                                                   (what was played before and is unchanged is kept; --again)
 
 Each tool runs in an environment of its own at a pinned version, driven through its own callback or command line
 (`peer_workers/`), on rows translated back to what TRL logs (`peer_rows`), one row per update, with its thresholds at their
@@ -18,14 +19,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.clinic.ward.peer_baselines import BASELINES
 from tests.clinic.ward.peer_rows import Run, read_runs
-from tests.clinic.ward.record import FOLDER, path_of
+from tests.clinic.ward.record import FOLDER
 from tests.clinic.ward.score import set_aside
 
 from trainvitals.findings import Category
@@ -35,6 +36,8 @@ ENVIRONMENTS = ROOT / ".peers"
 WORKERS = Path(__file__).parent / "peer_workers"
 RESULT = Path(__file__).parent / "results" / "peers.json"
 INSTALL = "python -m tests.clinic.ward.peers --install"
+Tools = dict[str, dict[str, Any]]
+"""Name in the results to version, settings, mode, runs and totals."""
 GROUP = frozenset({"grpo", "rloo", "ppo", "a2po", "async_grpo"})
 
 
@@ -231,24 +234,28 @@ def status_of(peer: Peer, run: Run, errors: Sequence[str]) -> str:
     return "ok" if peer.trainers is None or run.trainer in peer.trainers else "outside"
 
 
-def play(peer: Peer, runs: Sequence[Run], environments: Path = ENVIRONMENTS) -> dict[str, dict[str, Any]]:
+def fingerprint(run: Run) -> str:
+    """Of what a worker is told of a run: an answer is kept as long as this stays the same."""
+    return hashlib.sha256(as_line(run).encode()).hexdigest()[:10]
+
+
+def play(peer: Peer, runs: Sequence[Run], environments: Path = ENVIRONMENTS) -> Tools:
     """Results of one tool, by name in the results: one entry for each of its modes."""
     answers = ask(peer, runs, environments)
     head = next(answers)
     about = {"version": head["version"], "python": head["python"], "settings": peer.settings}
-    entries: dict[str, dict[str, Any]] = {name: {**about, "mode": mode, "runs": {}} for mode, name in names_of(peer).items()}
+    entries: Tools = {name: {**about, "mode": mode, "runs": {}} for mode, name in names_of(peer).items()}
     begin = time.monotonic()
     for done, (run, answer) in enumerate(zip(runs, answers, strict=True), 1):
         assert answer["run"] == run.name
-        status = status_of(peer, run, answer["errors"])
         for entry in entries.values():
-            alerts = answer["alerts"].get(entry["mode"], [])
-            entry["runs"][run.name] = {"status": status, "alerts": alerts}
+            told = {"status": status_of(peer, run, answer["errors"]), "of": fingerprint(run), "alerts": answer["alerts"].get(entry["mode"], [])}
             if answer["errors"]:
-                entry["runs"][run.name]["errors"] = answer["errors"]
+                told["errors"] = answer["errors"]
             if entry["mode"] == "live" and "rows" in answer:
                 cost = {"us_per_row": round(1e6 * answer["seconds_per_row"]), "worst_ms": round(1e3 * answer["worst_seconds"], 1)}
-                entry["runs"][run.name] |= {"rows": answer["rows"], **cost}
+                told |= {"rows": answer["rows"], **cost}
+            entry["runs"][run.name] = told
         if done % 10 == 0 or done == len(runs):
             print(f"  {peer.name}: {done}/{len(runs)} runs, {time.monotonic() - begin:.0f} s", file=sys.stderr)
     return entries
@@ -262,8 +269,29 @@ def baseline(name: str, runs: Sequence[Run]) -> dict[str, Any]:
         alerts = BASELINES[name](run.rows)
         rows = sum(row.kind != "step" for row in run.rows)
         micros = round(1e6 * (time.perf_counter() - begin) / max(1, rows))
-        played[run.name] = {"status": "ok", "alerts": [list(alert) for alert in alerts], "rows": rows, "us_per_row": micros}
-    return {"version": "", "mode": "live", "settings": (BASELINES[name].__doc__ or "").split("\n")[0], "runs": played}
+        played[run.name] = {"status": "ok", "of": fingerprint(run), "alerts": [list(alert) for alert in alerts], "rows": rows, "us_per_row": micros}
+    return {"version": "", "python": "", "settings": (BASELINES[name].__doc__ or "").split("\n")[0], "mode": "live", "runs": played}
+
+
+def is_kept(peer: Peer, run: Run, kept: Tools) -> bool:
+    """Whether this very run was played through this version and setup before."""
+    version = peer.requires[0].partition("==")[2]
+    for name in names_of(peer).values():
+        tool = kept.get(name, {})
+        if (tool.get("version"), tool.get("settings")) != (version, peer.settings) or tool["runs"].get(run.name, {}).get("of") != fingerprint(run):
+            return False
+    return True
+
+
+def merged(kept: Tools, played: Tools, recorded: Collection[str]) -> Tools:
+    """Old answers with the new ones over them, without those about runs that are recorded no longer; tools in their order."""
+    tools = dict(kept)
+    for name, entry in played.items():
+        old = kept.get(name, {})
+        same = (old.get("version"), old.get("settings")) == (entry["version"], entry["settings"])
+        still = {run: answer for run, answer in old["runs"].items() if run in recorded} if same else {}
+        tools[name] = {**entry, "runs": {**still, **entry["runs"]}}
+    return {name: {**tools[name], "totals": totals(tools[name])} for name in CATEGORIES if name in tools}
 
 
 def totals(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,7 +307,7 @@ def totals(entry: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(path: Path, tools: Mapping[str, Mapping[str, Any]]) -> None:
+def write(path: Path, tools: Tools) -> None:
     """The result file: one line for the head of a tool and one for each of its runs, so that a change shows as the runs that changed."""
     blocks = []
     for name, entry in tools.items():
@@ -296,12 +324,6 @@ def read(path: Path = RESULT) -> dict[str, Any]:
     return loaded
 
 
-def digest(cases: Sequence[str], folder: Path) -> str:
-    """Of the recordings that were played, so that a stale result is seen."""
-    sums = [f"{case} {hashlib.sha256(path_of(case, folder).read_bytes()).hexdigest()}" for case in sorted(cases)]
-    return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:16]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 0 when every tool that was asked for was played."""
     names = [*(peer.name for peer in PEERS), *BASELINES]
@@ -311,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="tools that are not played now are kept")
     parser.add_argument("--peer", action="append", choices=names, help="only this one; may be repeated")
     parser.add_argument("--split", choices=("dev", "aside", "all"), default="all")
+    parser.add_argument("--again", action="store_true", help="also what was played before")
     parser.add_argument("--envs", type=Path, default=ENVIRONMENTS, metavar="DIR", help="where the environments are")
     options = parser.parse_args(argv)
     wanted = options.peer or names
@@ -323,25 +346,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         return 0
     cases = sorted(path.name.removesuffix(".jsonl.xz") for path in options.recordings.glob("*.jsonl.xz"))
-    runs = [run for case in cases for run in read_runs(case, options.recordings) if in_split(case, run.seed, options.split)]
+    recorded = [run for case in cases for run in read_runs(case, options.recordings)]
+    runs = [run for run in recorded if in_split(run.case, run.seed, options.split)]
     if not runs:
         print(f"no recorded runs in {options.recordings} for split {options.split}", file=sys.stderr)
         return 2
     print(f"{len(runs)} runs of {len(cases)} cases, {sum(len(run.rows) for run in runs)} rows", file=sys.stderr)
+    tools = read(options.out)["tools"] if options.out.exists() else {}
     try:
         for peer in peers:
             python_of(peer, options.envs)  # before an hour of playing, not after
         played = {name: baseline(name, runs) for name in BASELINES if name in wanted}
+        tools = merged(tools, played, {run.name for run in recorded})
         for peer in peers:
-            played.update(play(peer, runs, options.envs))
+            new = [run for run in runs if options.again or not is_kept(peer, run, tools)]
+            if new:
+                tools = merged(tools, play(peer, new, options.envs), {run.name for run in recorded})
+                write(options.out, tools)  # after each tool: an interrupted run goes on where it broke off
     except (MissingEnvironment, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
-    kept = read(options.out)["tools"] if options.out.exists() else {}
-    basis = {"split": options.split, "recordings": digest(cases, options.recordings)}
-    write(options.out, {**kept, **{name: {**basis, **entry, "totals": totals(entry)} for name, entry in played.items()}})
-    for name, entry in played.items():
-        counts = totals(entry)
+    write(options.out, tools)
+    for name, entry in tools.items():
+        counts = entry["totals"]
         print(f"{name:18} {counts['alerts']:6} alerts in {counts['runs_with_alerts']} of {counts['runs']} runs, {counts.get('failed', 0)} failed")
     return 0
 
