@@ -281,6 +281,7 @@ def test_kept_results_are_of_the_pinned_versions_and_every_rule_has_its_words() 
     for name, tool in KEPT.items():
         assert tool["version"] == pinned.get(name, "")
         assert {alert[1] for run in tool["runs"].values() for alert in run["alerts"]} <= set(peers.CATEGORIES[name])
+        assert {alert[2] for run in tool["runs"].values() for alert in run["alerts"]} <= peers.LOUD | {"info"}
         assert {run["status"] for run in tool["runs"].values()} <= {"ok", "outside", "failed"}
         assert tool["totals"] == peers.totals(tool)
 

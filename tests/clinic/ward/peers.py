@@ -38,6 +38,8 @@ RESULT = Path(__file__).parent / "results" / "peers.json"
 INSTALL = "python -m tests.clinic.ward.peers --install"
 Tools = dict[str, dict[str, Any]]
 """Name in the results to version, settings, mode, runs and totals."""
+LOUD = frozenset({"warning", "warn", "critical", "issue"})
+"""Severities, in the tools' own words, that ask a reader to act. The other one is ``info``: in reports, and of rlprobe's step times."""
 GROUP = frozenset({"grpo", "rloo", "ppo", "a2po", "async_grpo"})
 
 

@@ -1,4 +1,7 @@
-"""rl-doctor: its callback during the run, and its command line once over the finished ``trainer_state.json``; all defaults."""
+"""rl-doctor: its callback during the run, and its command line once over the finished ``trainer_state.json``; all defaults.
+
+A run that died leaves that file in its checkpoints only, up to the last one. Here it is given whole, to the tool's advantage.
+"""
 
 from __future__ import annotations
 
