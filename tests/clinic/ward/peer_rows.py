@@ -52,8 +52,8 @@ PREFERRED = {
 """Where the tables list several current names of one signal and the first is not this trainer's."""
 DROPS_NAN = frozenset({"grpo", "rloo", "a2po", "async_grpo", "distillation", "sdpo"})
 """Trainers that log None for a metric without a finite value (TRL 1.16); the others log NaN."""
-UNFILTERED = frozenset({"ppo"})
-"""Trainers with a loop of their own, whose loss passes no filter."""
+OWN_LOOP = frozenset({"ppo"})
+"""Trainers whose loop is their own: the loss passes no filter, and no gradient norm is logged."""
 _BASE_NAMES = frozenset({"loss", "grad_norm", "learning_rate", "epoch"})
 _EVAL = {"eval.loss": "eval_loss", "eval.reward": "eval_reward", "eval.score": "eval_score"}
 
@@ -178,7 +178,7 @@ def _train_logs(frame: Frame, start: RunStart) -> dict[str, Value]:
         # The logged loss is the mean of a window and comes with every n-th update only; these two are of every update.
         values.pop("optim.loss", None), values.pop("optim.grad_norm", None)
     for logged, raw in (("optim.loss", "optim.loss_raw"), ("optim.grad_norm", "optim.grad_norm_step")):
-        if logged not in values and raw in values and frame.closes:
+        if logged not in values and raw in values and frame.closes and trainer not in OWN_LOOP:
             values[logged] = values[raw]
     for signal, header in (("run.epoch", frame.epoch), ("run.tokens_seen", frame.tokens)):
         if header is not None and "optim.loss" in values:
@@ -204,7 +204,7 @@ def _train_logs(frame: Frame, start: RunStart) -> dict[str, Value]:
 def _as_logged(raw: str, value: float, trainer: str) -> Value:
     if math.isfinite(value):
         return value
-    if raw == "loss" and trainer not in UNFILTERED:
+    if raw == "loss" and trainer not in OWN_LOOP:
         return 0.0
     return None if math.isnan(value) and trainer in DROPS_NAN and raw not in _BASE_NAMES else value
 
