@@ -36,6 +36,8 @@ ENVIRONMENTS = ROOT / ".peers"
 WORKERS = Path(__file__).parent / "peer_workers"
 RESULT = Path(__file__).parent / "results" / "peers.json"
 INSTALL = "python -m tests.clinic.ward.peers --install"
+CHUNK = 20
+"""Runs between two writings of the result file, and between two lines of progress."""
 Tools = dict[str, dict[str, Any]]
 """Name in the results to version, settings, mode, runs and totals."""
 LOUD = frozenset({"warning", "warn", "critical", "issue"})
@@ -74,17 +76,17 @@ PEERS = (
     Peer("rldoctor", ("rldoctor==0.2.0", TRANSFORMERS), ("live", "report"), GROUP,
          "RLDoctorCallback() as in its README (a check every 25 rows from row 60 on, warnings and worse); `rl-doctor diagnose "
          "trainer_state.json` at the end"),
-    Peer("rldoctor-eager", ("rldoctor==0.2.0", TRANSFORMERS), ("live",), GROUP,
-         "RLDoctorCallback(check_every=5): not the default, so that its delay is not only that of its default cadence"),
     Peer("rlprobe", ("rlprobe==0.1.0", TRANSFORMERS), ("live", "report"), GROUP,
          "attach(trainer, folder, on_finding=...): the README's one line says nothing during training, on_finding is its switch for "
          "that (a diagnosis every 25 steps); `rlprobe doctor` at the end"),
-    Peer("rlprobe-eager", ("rlprobe==0.1.0", TRANSFORMERS), ("live",), GROUP,
-         "attach(..., diagnose_every=5): not the default, so that its delay is not only that of its default cadence"),
     Peer("rlwatch", ("rlwatch==0.5.1", TRANSFORMERS), ("live",), GROUP,
          "rlwatch.attach(trainer=trainer), the path its README recommends for TRL; the two lines of its quick start record nothing"),
     Peer("trainpulse", ("trainpulse==0.4.0", TRANSFORMERS), ("live",), None,
          "make_hf_callback(), defaults; the clock that it reads shows recorded step times, where a recording has them"),
+    Peer("rldoctor-eager", ("rldoctor==0.2.0", TRANSFORMERS), ("live",), GROUP,
+         "RLDoctorCallback(check_every=5): not the default, so that its delay is not only that of its default cadence"),
+    Peer("rlprobe-eager", ("rlprobe==0.1.0", TRANSFORMERS), ("live",), GROUP,
+         "attach(..., diagnose_every=5): not the default, so that its delay is not only that of its default cadence"),
 )  # fmt: skip
 
 def names_of(peer: Peer) -> dict[str, str]:
@@ -217,7 +219,7 @@ def ask(peer: Peer, runs: Sequence[Run], environments: Path = ENVIRONMENTS) -> I
         told, noise = Path(folder) / "runs.jsonl", Path(folder) / "noise.txt"
         told.write_text("".join(f"{as_line(run)}\n" for run in runs))
         setup = peer.name.partition("-")[2]
-        command = ["nice", str(python), str(WORKERS / f"play_{peer.tool}.py"), str(told), *([setup] if setup else [])]
+        command = [str(python), str(WORKERS / f"play_{peer.tool}.py"), str(told), *([setup] if setup else [])]
         with noise.open("w") as err, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True, cwd=folder) as worker:
             assert worker.stdout is not None
             for line in worker.stdout:
@@ -247,8 +249,7 @@ def play(peer: Peer, runs: Sequence[Run], environments: Path = ENVIRONMENTS) -> 
     head = next(answers)
     about = {"version": head["version"], "python": head["python"], "settings": peer.settings}
     entries: Tools = {name: {**about, "mode": mode, "runs": {}} for mode, name in names_of(peer).items()}
-    begin = time.monotonic()
-    for done, (run, answer) in enumerate(zip(runs, answers, strict=True), 1):
+    for run, answer in zip(runs, answers, strict=True):
         assert answer["run"] == run.name
         for entry in entries.values():
             told = {"status": status_of(peer, run, answer["errors"]), "of": fingerprint(run), "alerts": answer["alerts"].get(entry["mode"], [])}
@@ -258,8 +259,6 @@ def play(peer: Peer, runs: Sequence[Run], environments: Path = ENVIRONMENTS) -> 
                 cost = {"us_per_row": round(1e6 * answer["seconds_per_row"]), "worst_ms": round(1e3 * answer["worst_seconds"], 1)}
                 told |= {"rows": answer["rows"], **cost}
             entry["runs"][run.name] = told
-        if done % 10 == 0 or done == len(runs):
-            print(f"  {peer.name}: {done}/{len(runs)} runs, {time.monotonic() - begin:.0f} s", file=sys.stderr)
     return entries
 
 
@@ -362,9 +361,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         tools = merged(tools, played, {run.name for run in recorded})
         for peer in peers:
             new = [run for run in runs if options.again or not is_kept(peer, run, tools)]
-            if new:
-                tools = merged(tools, play(peer, new, options.envs), {run.name for run in recorded})
-                write(options.out, tools)  # after each tool: an interrupted run goes on where it broke off
+            for start in range(0, len(new), CHUNK):
+                part = new[start : start + CHUNK]
+                print(f"{peer.name}: {start} of {len(new)} runs played", file=sys.stderr)
+                tools = merged(tools, play(peer, part, options.envs), {run.name for run in recorded})
+                write(options.out, tools)  # an interrupted run goes on where it broke off
     except (MissingEnvironment, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
