@@ -36,7 +36,7 @@ ENVIRONMENTS = ROOT / ".peers"
 WORKERS = Path(__file__).parent / "peer_workers"
 RESULT = Path(__file__).parent / "results" / "peers.json"
 INSTALL = "python -m tests.clinic.ward.peers --install"
-CHUNK = 20
+CHUNK = 60
 """Runs between two writings of the result file, and between two lines of progress."""
 Tools = dict[str, dict[str, Any]]
 """Name in the results to version, settings, mode, runs and totals."""
