@@ -100,8 +100,8 @@ class RewardEvent(Event):
     _on: ClassVar[str] = "grpo rloo ppo async_grpo online_dpo sdpo"
     mean: float | None = signal("reward", "Mean of the weighted sum of reward functions over the generation batch.", emitters=f"{_on} a2po nash_md xpo", cadence="rollout")
     std: float | None = signal("reward", "Spread over the WHOLE generation batch (TRL `reward_std` since 0.27). Not a collapse signal.", low=0, emitters=_on, cadence="rollout")
-    min: float | None = signal("reward", "Smallest reward in the generation batch.", emitters=_on, cadence="rollout")
-    max: float | None = signal("reward", "Largest reward in the generation batch.", emitters=_on, cadence="rollout")
+    min: float | None = signal("reward", "Smallest reward in the generation batch.", emitters=f"{_on} a2po", cadence="rollout")
+    max: float | None = signal("reward", "Largest reward in the generation batch.", emitters=f"{_on} a2po", cadence="rollout")
     group_std_mean: float | None = signal("reward", "Mean over prompts of the standard deviation within the prompt's group (unbiased, G-1).", low=0, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
     group_zero_std_fraction: float | None = signal("fraction", "Share of prompt groups whose rewards are all equal: they give no advantage.", low=0, high=1, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
     all_low_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the lowest reward seen in the run.", low=0, high=1, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
@@ -131,7 +131,7 @@ class PolicyEvent(Event):
     family: ClassVar[str] = "policy"
     entropy: float | None = signal("nats", "Mean token entropy of the policy over completion tokens.", low=0, emitters="grpo rloo ppo sft dpo distillation async_grpo gkd sdft sdpo", per="token")
     kl_ref: float | None = signal("nats", "KL to the REFERENCE policy per token (GRPO: k3 estimate; only logged when beta > 0).", emitters="grpo rloo", per="token")
-    kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, RLOO, online DPO); a first-order estimate, so it may be negative.", emitters="ppo rloo online_dpo xpo nash_md", per="sequence")
+    kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, RLOO, online DPO); a first-order estimate, so it may be negative.", emitters="ppo rloo online_dpo nash_md", per="sequence")
     kl_old: float | None = signal("nats", "KL to the policy that generated the batch, within the update (PPO approxkl).", emitters="ppo verl", per="token")
     clip_fraction: float | None = signal("fraction", "Share of tokens where the clip is ACTIVE for the sign of the advantage (TRL clip_ratio/region_mean): a lower bound of ratio_outside_fraction.", low=0, high=1, emitters="grpo rloo ppo async_grpo", per="either")
     clip_fraction_low: float | None = signal("fraction", "Share of tokens with ratio < 1-eps and a negative advantage.", low=0, high=1, emitters="grpo rloo async_grpo", per="either")
@@ -162,12 +162,12 @@ class CompletionEvent(Event):
 
     family: ClassVar[str] = "completion"
     _on: ClassVar[str] = "grpo rloo ppo online_dpo distillation async_grpo gkd sdft sdpo"
-    length_mean: float | None = signal("tokens", "Mean completion length.", low=0, emitters=_on, cadence="rollout", per="sequence")
-    length_min: float | None = signal("tokens", "Shortest completion.", low=0, emitters=_on, cadence="rollout", per="sequence")
-    length_max: float | None = signal("tokens", "Longest completion.", low=0, emitters=_on, cadence="rollout", per="sequence")
+    length_mean: float | None = signal("tokens", "Mean completion length.", low=0, emitters=f"{_on} a2po", cadence="rollout", per="sequence")
+    length_min: float | None = signal("tokens", "Shortest completion.", low=0, emitters=f"{_on} a2po", cadence="rollout", per="sequence")
+    length_max: float | None = signal("tokens", "Longest completion.", low=0, emitters=f"{_on} a2po", cadence="rollout", per="sequence")
     terminated_length_mean: float | None = signal("tokens", "Mean length of completions that ended by themselves; TRL writes 0 when none did.", low=0, emitters=_on, cadence="rollout", per="sequence")
-    truncated_fraction: float | None = signal("fraction", "Share of completions that hit the token cap without an end token.", low=0, high=1, emitters=_on, cadence="rollout")
-    length_cap: float | None = signal("tokens", "max_completion_length: the cap that truncates.", low=0, emitters=_on, cadence="once", per="sequence")
+    truncated_fraction: float | None = signal("fraction", "Share of completions that hit the token cap without an end token.", low=0, high=1, emitters=f"{_on} a2po xpo nash_md", cadence="rollout")
+    length_cap: float | None = signal("tokens", "max_completion_length: the cap that truncates.", low=0, emitters=f"{_on} a2po xpo nash_md", cadence="once", per="sequence")
     repetition_fraction: float | None = signal("fraction", "Share of a completion's 4-grams that repeat an earlier one, mean over completions.", low=0, high=1, emitters=_on, cadence="rollout")
     distinct_fraction: float | None = signal("fraction", "Distinct completions divided by completions, mean over prompt groups.", low=0, high=1, emitters=_on, cadence="rollout")
     empty_fraction: float | None = signal("fraction", "Share of completions without any token before the end token.", low=0, high=1, emitters=_on, cadence="rollout")

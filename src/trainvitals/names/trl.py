@@ -190,7 +190,8 @@ _SUPERVISED: tuple[Entry, ...] = (
 )
 
 _OBJECTIVE: tuple[Entry, ...] = (
-    Entry("objective/kl", "policy.kl_ref_sequence", "nats", "sequence", trainers=SCORED, note="summed over the response"),
+    Entry("objective/kl", "policy.kl_ref_sequence", "nats", "sequence", trainers=("ppo", "online_dpo", "nash_md"), note="summed over the response"),
+    Entry("objective/kl", "", trainers=("xpo",), note="mean over the policy's and the reference's samples, whose signs cancel: no KL"),
     Entry("objective/scores_margin", "preference.score_margin", "score", trainers=("online_dpo", "xpo"), note="online DPO: better minus worse, never negative"),
     Entry("objective/model_scores", "reward.mean", "reward", trainers=("xpo",), note="scores of the policy's own samples"),
     Entry("objective/scores", "reward.mean", "reward", trainers=SCORED, note="reward model's score, missing-EOS penalty included"),
