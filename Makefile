@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 VENV10 := .venv-trl10
 VENV112 := .venv-trl112
+VENVDS := .venv-deepspeed
 BIN := $(VENV)/bin
 
 # torch on two cores: more threads than cores make a tiny model slower. Models and data come from this repository, never a hub.
@@ -72,6 +73,16 @@ $(VENV112)/.dev: $(VENV112)/.created pyproject.toml constraints-trl-1.12.txt
 	@$(call pip_install,$(VENV112),-e '.[trl]' pytest pytest-xdist hypothesis requests aiohttp,constraints-trl-1.12.txt)
 	@touch $@
 
+# On top of $(VENV), whose packages it sees, and not in it: wherever DeepSpeed is installed, accelerate imports it into every trainer, which takes
+# two seconds and prints a line on stdout. There is no wheel; pip makes one from its source in seconds, without a compiler.
+$(VENVDS)/.dev: $(VENV)/.dev
+	@echo "==> installing DeepSpeed into $(VENVDS) (once)"
+	@$(BIN)/python -m venv --clear $(VENVDS)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
+	    "$$($(VENVDS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_below.pth"
+	@$(call pip_install,$(VENVDS),deepspeed,constraints.txt)
+	@touch $@
+
 comma := ,
 
 # ---- for everybody ----------------------------------------------------------------------------------------------------
@@ -85,11 +96,11 @@ test: $(VENV)/.dev  ## The tests (real training longer than a few seconds is in 
 
 # ---- for people who change the code -----------------------------------------------------------------------------------
 
-slow: $(VENV)/.dev  ## Real training: the silent healthy runs, the planted faults, several processes, whole commands.
+slow: $(VENV)/.dev $(VENVDS)/.dev  ## Real training: the silent healthy runs, the planted faults, several processes, whole commands.
 	@$(BIN)/python -m pytest -m 'slow and not alone' -n 2 --dist loadfile --durations=10 $(ARGS)
 	@# Several processes on two cores keep no exact time: what fails is tried once more, and must pass then.
-	@$(BIN)/python -m pytest -m alone tests/suite/test_ranks.py tests/clinic/test_faults_ranks.py $(ARGS) || \
-	    $(BIN)/python -m pytest -m alone --last-failed tests/suite/test_ranks.py tests/clinic/test_faults_ranks.py $(ARGS)
+	@$(VENVDS)/bin/python -m pytest -m alone tests/suite/test_ranks.py tests/clinic/test_faults_ranks.py $(ARGS) || \
+	    $(VENVDS)/bin/python -m pytest -m alone --last-failed tests/suite/test_ranks.py tests/clinic/test_faults_ranks.py $(ARGS)
 
 test-trl-1.0: $(VENV10)/.dev  ## The integrations and every trainer against TRL 1.0.0 and transformers 4.57.
 	@$(VENV10)/bin/python -m pytest -m 'not slow' -n 2 tests/integrations tests/suite $(ARGS)
@@ -137,5 +148,5 @@ ci:  ## Everything CI runs.
 	@bash .ci/run
 
 clean:  ## Remove environments, caches and build products.
-	rm -rf $(VENV) $(VENV10) $(VENV112) build dist .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV10) $(VENV112) $(VENVDS) build dist .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

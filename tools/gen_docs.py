@@ -259,8 +259,9 @@ def signal_entry(spec: SignalSpec, raw: dict[str, list[str]], readers: dict[str,
     low, high = ("" if bound is None else f"{bound:g}" for bound in (spec.low, spec.high))
     extent = f", {low or '-∞'} to {high or '∞'}" if low or high else ""
     label = f", one series per {spec.label}" if spec.label else ""
+    per = {"token": " per token", "sequence": " per sequence", "either": " per token or sequence"}.get(spec.per, "")
     cadence = {"update": "every optimizer update", "rollout": "every generation batch", "eval": "every evaluation", "sample": "at its own pace", "once": "once a run"}
-    lines = [f"### `{spec.name}`\n", wrap(spec.meaning), f"* {spec.unit}{extent}{label}; {cadence[spec.cadence]}; emitted by {', '.join(spec.emitters)}"]
+    lines = [f"### `{spec.name}`\n", wrap(spec.meaning), f"* {spec.unit}{per}{extent}{label}; {cadence[spec.cadence]}; emitted by {', '.join(spec.emitters)}"]
     lines += [f"* logged as {', '.join(raw[spec.name])}"] if spec.name in raw else []
     lines += [f"* read by {', '.join(link(rule, 'rules/') for rule in sorted(readers[spec.name]))}"] if spec.name in readers else []
     return "\n".join(lines) + "\n"

@@ -40,6 +40,7 @@ _WEIGHT: Mapping[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 _TRAIN_SIGNALS: tuple[tuple[str, int, str], ...] = (
     ("reward.mean", 1, "reward"),
     ("preference.accuracy", 1, "preference accuracy"),
+    ("distill.divergence", -1, "divergence to the teacher"),  # before the loss, which is a policy gradient in some of these trainers
     ("optim.loss", -1, "loss"),
 )
 _EVAL_SIGNALS: tuple[tuple[str, int, str], ...] = (
@@ -248,7 +249,7 @@ class VerdictMaker:
 
     def _healthy_state(self, final: bool) -> tuple[VerdictState, Decision, str]:
         """Improving or steady, from the trends: held-out evidence wins over training evidence."""
-        found: list[tuple[str, int]] = []
+        found: list[tuple[str, int, int]] = []
         train = _TRAIN_SIGNALS[:1] if self.trainer in _REWARD_TRAINERS or self._train["reward.mean"].blocks else _TRAIN_SIGNALS
         for signals, trends in ((_EVAL_SIGNALS, self._eval), (train, self._train)):
             for name, sign, word in signals:
@@ -257,12 +258,12 @@ class VerdictMaker:
                     continue
                 direction = self._direction(name, sign * z)
                 if direction:
-                    found.append((word, direction))
+                    found.append((word, sign, direction))
                 break
         if not found:
             return "steady", "continue", "No rule fires and no progress signal shows a significant trend."
-        word, direction = found[0]
-        moved = "falling" if ("loss" in word) == (direction > 0) else "rising"
+        word, sign, direction = found[0]
+        moved = "rising" if sign * direction > 0 else "falling"
         if direction > 0:
             return "improving", "continue", f"No rule fires and the {word} is {moved}."
         return "steady", "watch", f"No rule fires but the {word} is {moved}."
@@ -299,4 +300,5 @@ class VerdictMaker:
         self._rising = dict(state["rising"])
         for trends, saved in ((self._train, state["train"]), (self._eval, state["eval"])):
             for name, trend in trends.items():
-                trend.load_state_dict(saved[name])
+                if name in saved:  # a state written before this signal was one of progress
+                    trend.load_state_dict(saved[name])

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Cadence = Literal["update", "rollout", "eval", "sample", "once"]
+Per = Literal["", "token", "sequence", "either"]
 
 
 def signal(
@@ -33,6 +34,7 @@ def signal(
     emitters: str = "any",
     cadence: Cadence = "update",
     label: str | None = None,
+    per: Per = "",
 ) -> Any:
     """Declare one signal.
 
@@ -46,8 +48,10 @@ def signal(
         cadence: How often a new value is expected: each optimizer update, each generation batch, each evaluation, at
             its own pace (``sample``), or once a run.
         label: Name of the label (``component``, ``rank``) when there is one series per label value.
+        per: What one number is about before the mean over a batch is taken: a ``token`` or a whole ``sequence`` (summed over its
+            tokens, or a length). ``either`` where a setting of the trainer decides. Empty where the question has no meaning.
     """
-    extra: dict[str, Any] = {"unit": unit, "low": low, "high": high, "emitters": emitters.split(), "cadence": cadence, "label": label}
+    extra: dict[str, Any] = {"unit": unit, "low": low, "high": high, "emitters": emitters.split(), "cadence": cadence, "label": label, "per": per}
     return Field(default=None, description=meaning, json_schema_extra=extra)
 
 
@@ -96,8 +100,8 @@ class RewardEvent(Event):
     _on: ClassVar[str] = "grpo rloo ppo async_grpo online_dpo sdpo"
     mean: float | None = signal("reward", "Mean of the weighted sum of reward functions over the generation batch.", emitters=f"{_on} a2po nash_md xpo", cadence="rollout")
     std: float | None = signal("reward", "Spread over the WHOLE generation batch (TRL `reward_std` since 0.27). Not a collapse signal.", low=0, emitters=_on, cadence="rollout")
-    min: float | None = signal("reward", "Smallest reward in the generation batch.", emitters=_on, cadence="rollout")
-    max: float | None = signal("reward", "Largest reward in the generation batch.", emitters=_on, cadence="rollout")
+    min: float | None = signal("reward", "Smallest reward in the generation batch.", emitters=f"{_on} a2po", cadence="rollout")
+    max: float | None = signal("reward", "Largest reward in the generation batch.", emitters=f"{_on} a2po", cadence="rollout")
     group_std_mean: float | None = signal("reward", "Mean over prompts of the standard deviation within the prompt's group (unbiased, G-1).", low=0, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
     group_zero_std_fraction: float | None = signal("fraction", "Share of prompt groups whose rewards are all equal: they give no advantage.", low=0, high=1, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
     all_low_fraction: float | None = signal("fraction", "Share of groups without spread whose common reward is at the lowest reward seen in the run.", low=0, high=1, emitters="grpo rloo async_grpo sdpo", cadence="rollout")
@@ -126,16 +130,16 @@ class PolicyEvent(Event):
     """The policy against its reference, its own past and its clip range."""
 
     family: ClassVar[str] = "policy"
-    entropy: float | None = signal("nats", "Mean token entropy of the policy over completion tokens.", low=0, emitters="grpo rloo ppo sft dpo distillation async_grpo gkd sdft sdpo")
-    kl_ref: float | None = signal("nats", "KL to the REFERENCE policy per token (GRPO: k3 estimate; only logged when beta > 0).", emitters="grpo rloo")
-    kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, RLOO, online DPO); a first-order estimate, so it may be negative.", emitters="ppo rloo online_dpo xpo nash_md")
-    kl_old: float | None = signal("nats", "KL to the policy that generated the batch, within the update (PPO approxkl).", emitters="ppo verl")
-    clip_fraction: float | None = signal("fraction", "Share of tokens where the clip is ACTIVE for the sign of the advantage (TRL clip_ratio/region_mean): a lower bound of ratio_outside_fraction.", low=0, high=1, emitters="grpo rloo ppo async_grpo")
-    clip_fraction_low: float | None = signal("fraction", "Share of tokens with ratio < 1-eps and a negative advantage.", low=0, high=1, emitters="grpo rloo async_grpo")
-    clip_fraction_high: float | None = signal("fraction", "Share of tokens with ratio > 1+eps and a positive advantage.", low=0, high=1, emitters="grpo rloo async_grpo")
-    ratio_outside_fraction: float | None = signal("fraction", "Share of completion tokens (sequences when sequence-level) whose importance ratio lies outside [1-eps_low, 1+eps_high], from per-token ratios.", low=0, high=1, emitters="grpo rloo async_grpo")
-    ratio_mean: float | None = signal("ratio", "Mean importance ratio new/old policy over completion tokens.", low=0, emitters="grpo rloo ppo async_grpo")
-    ratio_max: float | None = signal("ratio", "Largest importance ratio of the step.", low=0, emitters="grpo rloo ppo async_grpo")
+    entropy: float | None = signal("nats", "Mean token entropy of the policy over completion tokens.", low=0, emitters="grpo rloo ppo sft dpo distillation async_grpo gkd sdft sdpo", per="token")
+    kl_ref: float | None = signal("nats", "KL to the REFERENCE policy per token (GRPO: k3 estimate; only logged when beta > 0).", emitters="grpo rloo", per="token")
+    kl_ref_sequence: float | None = signal("nats", "KL to the reference summed over a sequence (PPO, RLOO, online DPO); a first-order estimate, so it may be negative.", emitters="ppo rloo online_dpo nash_md", per="sequence")
+    kl_old: float | None = signal("nats", "KL to the policy that generated the batch, within the update (PPO approxkl).", emitters="ppo verl", per="token")
+    clip_fraction: float | None = signal("fraction", "Share of tokens where the clip is ACTIVE for the sign of the advantage (TRL clip_ratio/region_mean): a lower bound of ratio_outside_fraction.", low=0, high=1, emitters="grpo rloo ppo async_grpo", per="either")
+    clip_fraction_low: float | None = signal("fraction", "Share of tokens with ratio < 1-eps and a negative advantage.", low=0, high=1, emitters="grpo rloo async_grpo", per="either")
+    clip_fraction_high: float | None = signal("fraction", "Share of tokens with ratio > 1+eps and a positive advantage.", low=0, high=1, emitters="grpo rloo async_grpo", per="either")
+    ratio_outside_fraction: float | None = signal("fraction", "Share of completion tokens (sequences when sequence-level) whose importance ratio lies outside [1-eps_low, 1+eps_high], from per-token ratios.", low=0, high=1, emitters="grpo rloo async_grpo", per="either")
+    ratio_mean: float | None = signal("ratio", "Mean importance ratio new/old policy over completion tokens.", low=0, emitters="grpo rloo ppo async_grpo", per="either")
+    ratio_max: float | None = signal("ratio", "Largest importance ratio of the step.", low=0, emitters="grpo rloo ppo async_grpo", per="either")
     clip_low: float | None = signal("ratio", "Lower end of the clip range, 1 - epsilon.", low=0, high=1, emitters="grpo rloo ppo async_grpo", cadence="once")
     clip_per_sequence: float | None = signal("fraction", "1 when the clip range applies to one ratio per sequence (RLOO, GSPO), else not given.", low=0, high=1, emitters="grpo rloo", cadence="once")
     clip_high: float | None = signal("ratio", "Upper end of the clip range, 1 + epsilon_high (CISPO: epsilon_high).", low=0, emitters="grpo rloo ppo async_grpo", cadence="once")
@@ -146,12 +150,12 @@ class SamplerEvent(Event):
 
     family: ClassVar[str] = "sampler"
     _on: ClassVar[str] = "grpo rloo"
-    logp_difference_mean: float | None = signal("nats", "Mean absolute difference of trainer and sampler log-prob of sampled tokens.", low=0, emitters=_on, cadence="rollout")
-    logp_difference_max: float | None = signal("nats", "Largest absolute difference of trainer and sampler log-prob.", low=0, emitters=_on, cadence="rollout")
-    is_ratio_mean: float | None = signal("ratio", "Mean trainer/sampler importance ratio AFTER clamping or masking.", low=0, emitters=_on, cadence="rollout")
-    is_ratio_min: float | None = signal("ratio", "Smallest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout")
-    is_ratio_max: float | None = signal("ratio", "Largest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout")
-    kl: float | None = signal("nats", "KL to the SAMPLER policy per token, k3 estimate from its own log-probabilities (async GRPO `kl`).", emitters="async_grpo")
+    logp_difference_mean: float | None = signal("nats", "Mean absolute difference of trainer and sampler log-prob of sampled tokens.", low=0, emitters=_on, cadence="rollout", per="token")
+    logp_difference_max: float | None = signal("nats", "Largest absolute difference of trainer and sampler log-prob.", low=0, emitters=_on, cadence="rollout", per="token")
+    is_ratio_mean: float | None = signal("ratio", "Mean trainer/sampler importance ratio AFTER clamping or masking.", low=0, emitters=_on, cadence="rollout", per="either")
+    is_ratio_min: float | None = signal("ratio", "Smallest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout", per="either")
+    is_ratio_max: float | None = signal("ratio", "Largest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout", per="either")
+    kl: float | None = signal("nats", "KL to the SAMPLER policy per token, k3 estimate from its own log-probabilities (async GRPO `kl`).", emitters="async_grpo", per="token")
 
 
 class CompletionEvent(Event):
@@ -159,18 +163,18 @@ class CompletionEvent(Event):
 
     family: ClassVar[str] = "completion"
     _on: ClassVar[str] = "grpo rloo ppo online_dpo distillation async_grpo gkd sdft sdpo"
-    length_mean: float | None = signal("tokens", "Mean completion length.", low=0, emitters=_on, cadence="rollout")
-    length_min: float | None = signal("tokens", "Shortest completion.", low=0, emitters=_on, cadence="rollout")
-    length_max: float | None = signal("tokens", "Longest completion.", low=0, emitters=_on, cadence="rollout")
-    terminated_length_mean: float | None = signal("tokens", "Mean length of completions that ended by themselves; TRL writes 0 when none did.", low=0, emitters=_on, cadence="rollout")
-    truncated_fraction: float | None = signal("fraction", "Share of completions that hit the token cap without an end token.", low=0, high=1, emitters=_on, cadence="rollout")
-    length_cap: float | None = signal("tokens", "max_completion_length: the cap that truncates.", low=0, emitters=_on, cadence="once")
+    length_mean: float | None = signal("tokens", "Mean completion length.", low=0, emitters=f"{_on} a2po", cadence="rollout", per="sequence")
+    length_min: float | None = signal("tokens", "Shortest completion.", low=0, emitters=f"{_on} a2po", cadence="rollout", per="sequence")
+    length_max: float | None = signal("tokens", "Longest completion.", low=0, emitters=f"{_on} a2po", cadence="rollout", per="sequence")
+    terminated_length_mean: float | None = signal("tokens", "Mean length of completions that ended by themselves; TRL writes 0 when none did.", low=0, emitters=_on, cadence="rollout", per="sequence")
+    truncated_fraction: float | None = signal("fraction", "Share of completions that hit the token cap without an end token.", low=0, high=1, emitters=f"{_on} a2po xpo nash_md", cadence="rollout")
+    length_cap: float | None = signal("tokens", "max_completion_length: the cap that truncates.", low=0, emitters=f"{_on} a2po xpo nash_md", cadence="once", per="sequence")
     repetition_fraction: float | None = signal("fraction", "Share of a completion's 4-grams that repeat an earlier one, mean over completions.", low=0, high=1, emitters=_on, cadence="rollout")
     distinct_fraction: float | None = signal("fraction", "Distinct completions divided by completions, mean over prompt groups.", low=0, high=1, emitters=_on, cadence="rollout")
     drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest completions (of 128 prompts) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, emitters="grpo rloo", cadence="sample")
     drift_ratio: float | None = signal("ratio", "The divergence of completions over what sampling alone exceeds once in 10,000 looks.", low=0, emitters="grpo rloo", cadence="sample")
     empty_fraction: float | None = signal("fraction", "Share of completions without any token before the end token.", low=0, high=1, emitters=_on, cadence="rollout")
-    tool_call_rate: float | None = signal("ratio", "Tool calls per completion.", low=0, emitters=_on, cadence="rollout")
+    tool_call_rate: float | None = signal("ratio", "Tool calls per completion.", low=0, emitters=_on, cadence="rollout", per="sequence")
     tool_failure_fraction: float | None = signal("fraction", "Share of tool calls that failed.", low=0, high=1, emitters=_on, cadence="rollout")
 
 
@@ -184,29 +188,29 @@ class PreferenceEvent(Event):
     family: ClassVar[str] = "preference"
     _ref: ClassVar[str] = "dpo kto bco online_dpo xpo"
     _free: ClassVar[str] = "orpo cpo tpo"
-    reward_chosen: float | None = signal("reward", "Mean implicit reward of chosen responses: beta * (log pi - log pi_ref), summed over tokens.", emitters=_ref)
-    reward_rejected: float | None = signal("reward", "Mean implicit reward of rejected responses, as reward_chosen.", emitters=_ref)
-    margin: float | None = signal("reward", "Mean of chosen minus rejected reward; of a reward model: of its raw scores.", emitters=f"{_ref} reward")
-    free_reward_chosen: float | None = signal("reward", "Implicit reward of chosen responses WITHOUT a reference: beta * log pi (ORPO: of the mean per token). Not comparable with reward_chosen.", emitters=_free)
-    free_reward_rejected: float | None = signal("reward", "As free_reward_chosen, of rejected responses.", emitters=_free)
-    free_margin: float | None = signal("reward", "Mean of chosen minus rejected reference-free reward; in ORPO about 100 times smaller than DPO's margin.", emitters=_free)
+    reward_chosen: float | None = signal("reward", "Mean implicit reward of chosen responses: beta * (log pi - log pi_ref), summed over tokens.", emitters=_ref, per="sequence")
+    reward_rejected: float | None = signal("reward", "Mean implicit reward of rejected responses, as reward_chosen.", emitters=_ref, per="sequence")
+    margin: float | None = signal("reward", "Mean of chosen minus rejected reward; of a reward model: of its raw scores.", emitters=f"{_ref} reward", per="sequence")
+    free_reward_chosen: float | None = signal("reward", "Implicit reward of chosen responses WITHOUT a reference: beta * log pi (ORPO: of the mean per token). Not comparable with reward_chosen.", emitters=_free, per="either")
+    free_reward_rejected: float | None = signal("reward", "As free_reward_chosen, of rejected responses.", emitters=_free, per="either")
+    free_margin: float | None = signal("reward", "Mean of chosen minus rejected reference-free reward; in ORPO about 100 times smaller than DPO's margin.", emitters=_free, per="either")
     accuracy: float | None = signal("fraction", "Share of pairs in which chosen beats rejected (strictly: ties count as lost); 0 on DPO's first row.", low=0, high=1, emitters="dpo orpo cpo tpo reward online_dpo xpo")
-    logp_chosen: float | None = signal("nats", "Log-probability of chosen responses, summed over tokens (CPO, TPO: per token with the simpo, ipo and tpo-l losses).", emitters="dpo kto bco cpo tpo online_dpo")
-    logp_rejected: float | None = signal("nats", "Log-probability of rejected responses, as logp_chosen.", emitters="dpo kto bco cpo tpo online_dpo")
-    logp_token_chosen: float | None = signal("nats", "Log-probability per token of chosen responses (ORPO).", emitters="orpo")
-    logp_token_rejected: float | None = signal("nats", "Log-probability per token of rejected responses (ORPO).", emitters="orpo")
-    logratio_chosen: float | None = signal("nats", "Mean of log pi - log pi_ref of chosen responses, summed over tokens: change since the start where the reference is the starting policy.", emitters=_ref)
-    logratio_rejected: float | None = signal("nats", "As logratio_chosen, of rejected responses.", emitters=_ref)
-    reference_gap: float | None = signal("nats", "Largest mean of |log pi - log pi_ref|, chosen or rejected, in the first update: 0 when the reference is the starting policy.", low=0, emitters=_ref, cadence="once")
-    log_odds: float | None = signal("nats", "Mean log odds of chosen over rejected responses (ORPO log_odds_chosen).", emitters="orpo")
+    logp_chosen: float | None = signal("nats", "Log-probability of chosen responses, summed over tokens (CPO, TPO: per token with the simpo, ipo and tpo-l losses).", emitters="dpo kto bco cpo tpo online_dpo", per="either")
+    logp_rejected: float | None = signal("nats", "Log-probability of rejected responses, as logp_chosen.", emitters="dpo kto bco cpo tpo online_dpo", per="either")
+    logp_token_chosen: float | None = signal("nats", "Log-probability per token of chosen responses (ORPO).", emitters="orpo", per="token")
+    logp_token_rejected: float | None = signal("nats", "Log-probability per token of rejected responses (ORPO).", emitters="orpo", per="token")
+    logratio_chosen: float | None = signal("nats", "Mean of log pi - log pi_ref of chosen responses, summed over tokens: change since the start where the reference is the starting policy.", emitters=_ref, per="sequence")
+    logratio_rejected: float | None = signal("nats", "As logratio_chosen, of rejected responses.", emitters=_ref, per="sequence")
+    reference_gap: float | None = signal("nats", "Largest mean of |log pi - log pi_ref|, chosen or rejected, in the first update: 0 when the reference is the starting policy.", low=0, emitters=_ref, cadence="once", per="sequence")
+    log_odds: float | None = signal("nats", "Mean log odds of chosen over rejected responses (ORPO log_odds_chosen).", emitters="orpo", per="token")
     odds_loss: float | None = signal("loss", "Mean of -log sigmoid(log odds), without ORPO's weight beta; ln 2 when the model does not prefer either.", low=0, emitters="orpo")
-    nll: float | None = signal("loss", "Negative log-likelihood of chosen responses per token, the supervised part of ORPO and CPO.", low=0, emitters="orpo cpo")
-    margin_std: float | None = signal("reward", "Standard deviation of chosen minus rejected over the pairs of the step.", low=0, emitters="reward")
+    nll: float | None = signal("loss", "Negative log-likelihood of chosen responses per token, the supervised part of ORPO and CPO.", low=0, emitters="orpo cpo", per="token")
+    margin_std: float | None = signal("reward", "Standard deviation of chosen minus rejected over the pairs of the step.", low=0, emitters="reward", per="sequence")
     negative_margin_fraction: float | None = signal("fraction", "Share of pairs in which rejected beats chosen; with ties this is less than 1 - accuracy.", low=0, high=1, emitters="reward")
     score_mean: float | None = signal("reward", "Mean score that a reward model in training gives to all responses; only differences have a meaning.", emitters="reward")
     score_std: float | None = signal("reward", "Spread of the scores of all responses of the step.", low=0, emitters="reward")
     length_correlation: float | None = signal("ratio", "Correlation of score and response length, chosen and rejected each around their own mean: what length explains beyond the preference.", low=-1, high=1, emitters="reward")
-    kl_baseline: float | None = signal("nats", "KTO's clamped batch estimate of KL to the reference: zeros are censored values.", low=0, emitters="kto")
+    kl_baseline: float | None = signal("nats", "KTO's clamped batch estimate of KL to the reference: zeros are censored values.", low=0, emitters="kto", per="sequence")
     kl_zero_fraction: float | None = signal("fraction", "Share of this step's micro-batches whose KL estimate was clamped at 0 (KTO).", low=0, high=1, emitters="kto")
     desirable_fraction: float | None = signal("fraction", "Share of desirable examples in this step's batches, this rank (KTO, BCO).", low=0, high=1, emitters="kto bco")
     one_class_fraction: float | None = signal("fraction", "Share of this step's micro-batches with only desirable or only undesirable examples, this rank.", low=0, high=1, emitters="kto bco")
@@ -232,17 +236,17 @@ class DistillEvent(Event):
     family: ClassVar[str] = "distill"
     _self: ClassVar[str] = "sdft sdpo"
     _any: ClassVar[str] = "gkd distillation sdft sdpo"
-    divergence: float | None = signal("nats", "Divergence of student and teacher per token of the loss; which one is said by `beta`.", low=0, emitters=_any)
+    divergence: float | None = signal("nats", "Divergence of student and teacher per token of the loss; which one is said by `beta`.", low=0, emitters=_any, per="token")
     beta: float | None = signal("ratio", "Which divergence: 0 forward KL (teacher to student), 1 reverse KL (student to teacher), between them generalised JSD, which is at most H(beta).", low=0, high=1, emitters=_any, cadence="once")
     on_policy_fraction: float | None = signal("fraction", "Share of micro-batches that the student wrote; the rest comes from the data set or the teacher.", low=0, high=1, emitters="gkd distillation")
-    teacher_surprise: float | None = signal("ratio", "Teacher's mean negative log-probability of the tokens that are trained on over ln(vocabulary): 1 is a uniform guess.", low=0, emitters=_any)
+    teacher_surprise: float | None = signal("ratio", "Teacher's mean negative log-probability of the tokens that are trained on over ln(vocabulary): 1 is a uniform guess.", low=0, emitters=_any, per="token")
     teacher_distance: float | None = signal("ratio", "Distance of the student's weights to those of a teacher that was made from it, over the norm of the teacher's; of 8 parameters. 0 when the teacher is the student.", low=0, emitters=_self)
     active_fraction: float | None = signal("fraction", "Share of samples that are distilled at all: with a success or feedback in the teacher's prompt (SDPO), or kept by the filter (SSD).", low=0, high=1, emitters=_self, cadence="rollout")
     success_group_fraction: float | None = signal("fraction", "Share of prompt groups with a rollout at or above success_reward_threshold.", low=0, high=1, emitters="sdpo", cadence="rollout")
     success_sample_fraction: float | None = signal("fraction", "Share of samples for which another rollout of the group was a success.", low=0, high=1, emitters="sdpo", cadence="rollout")
     feedback_fraction: float | None = signal("fraction", "Share of samples that came with feedback.", low=0, high=1, emitters="sdpo", cadence="rollout")
     feedback_used_fraction: float | None = signal("fraction", "Share of samples whose feedback went into the teacher's prompt.", low=0, high=1, emitters="sdpo", cadence="rollout")
-    logp_gap: float | None = signal("nats", "Mean absolute difference of the student's and the teacher's log-prob of sampled tokens (IW-OPD; teacher servers).", low=0, emitters=_any)
+    logp_gap: float | None = signal("nats", "Mean absolute difference of the student's and the teacher's log-prob of sampled tokens (IW-OPD; teacher servers).", low=0, emitters=_any, per="token")
     on_policy_loss: float | None = signal("loss", "Loss on the student's own samples (GOLD, IW-OPD; rounded to 4 decimals).", emitters="gkd distillation")
     off_policy_loss: float | None = signal("loss", "Loss on the data set's answers (GOLD, IW-OPD; rounded to 4 decimals).", emitters="gkd distillation")
     matched_loss: float | None = signal("loss", "GOLD across tokenizers: loss on tokens that both vocabularies have.", emitters="gkd")
@@ -267,7 +271,7 @@ class MoeEvent(Event):
 
     family: ClassVar[str] = "moe"
     aux_loss: float | None = signal("loss", "Load-balancing auxiliary loss before its coefficient; top_k when balanced, in models of transformers.")
-    router_entropy: float | None = signal("nats", "Mean entropy of the softmax over a router's logits, mean of the layers; ln(experts) when undecided.", low=0)
+    router_entropy: float | None = signal("nats", "Mean entropy of the softmax over a router's logits, mean of the layers; ln(experts) when undecided.", low=0, per="token")
     max_load_fraction: float | None = signal("fraction", "Share of tokens that the busiest expert received, in the layer where it is largest.", low=0, high=1)
     min_load_fraction: float | None = signal("fraction", "Share of tokens that the idlest expert received, in the layer where it is smallest.", low=0, high=1)
     fair_load_fraction: float | None = signal("fraction", "Experts per token over experts: the share of tokens of each expert when the load is even.", low=0, high=1, cadence="once")
@@ -344,8 +348,8 @@ class DataEvent(Event):
     """What goes in."""
 
     family: ClassVar[str] = "data"
-    prompt_length_mean: float | None = signal("tokens", "Mean prompt length.", low=0)
-    prompt_length_max: float | None = signal("tokens", "Longest prompt.", low=0)
+    prompt_length_mean: float | None = signal("tokens", "Mean prompt length.", low=0, per="sequence")
+    prompt_length_max: float | None = signal("tokens", "Longest prompt.", low=0, per="sequence")
     padding_fraction: float | None = signal("fraction", "Share of input tokens that are padding.", low=0, high=1)
     drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest 128 prompts (or training sequences) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, cadence="sample")
     drift_ratio: float | None = signal("ratio", "The divergence of prompts over what sampling alone exceeds once in 10,000 looks.", low=0, cadence="sample")
@@ -363,7 +367,7 @@ class EvalEvent(Event):
     score_fall: float | None = signal("score", "Best held-out score of the run so far minus the better one of the two newest, by HeldoutProbe.", low=0, cadence="eval")
     proxy_gain: float | None = signal("reward", "Mean training reward of the updates before this evaluation minus that before the best one, by HeldoutProbe.", cadence="eval")
     fall_chance: float | None = signal("fraction", "HeldoutProbe: bound on the chance that anywhere in the run two evaluations in a row fall so clearly, prompt by prompt against the best one, by luck; the least since the best.", low=0, high=1, cadence="eval")
-    length_mean: float | None = signal("tokens", "Mean length of the completions of HeldoutProbe.", low=0, cadence="eval")
+    length_mean: float | None = signal("tokens", "Mean length of the completions of HeldoutProbe.", low=0, cadence="eval", per="sequence")
     seconds: float | None = signal("seconds", "Time one evaluation by HeldoutProbe took, reward function included.", low=0, cadence="eval")
 
 
@@ -385,6 +389,7 @@ class SignalSpec:
     emitters: tuple[str, ...] = ("any",)
     cadence: Cadence = "update"
     label: str | None = None
+    per: Per = ""
 
 
 def _specs() -> dict[str, SignalSpec]:

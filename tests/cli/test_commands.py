@@ -108,13 +108,28 @@ def test_signals_of_a_log(run: Run, tmp_path: Path) -> None:
     done = run("signals", path)
     assert done.code == 0
     line = next(line for line in done.out.splitlines() if line.startswith("policy.kl_ref "))
-    assert line.split() == ["policy.kl_ref", "kl", "50", "1", "50"]
+    assert line.split(maxsplit=5) == ["policy.kl_ref", "kl", "50", "1", "50", "nats per token; k3 estimate to the reference; only with beta != 0"]
     assert "unknown names: mystery" in done.out
     assert "memory.vram_used_fraction <- the callback" in done.out
     assert "sampler.logp_difference_mean <- sampling/sampling_logp_difference/mean" in done.out
     document = json.loads(run("signals", path, "-f", "json").out)
-    assert {"signal": "policy.kl_ref", "raw": "kl", "points": 50, "first_step": 1, "last_step": 50} in document["signals"]
+    found = next(row for row in document["signals"] if row["signal"] == "policy.kl_ref")
+    assert (found["raw"], found["points"], found["first_step"], found["last_step"]) == ("kl", 50, 1, 50)
+    assert (found["unit"], found["per"], found["sign"]) == ("nats", "token", 1)
     assert document["unknown"] == ["mystery"]
+
+
+def test_signals_says_how_a_number_was_turned_and_scaled(run: Run, tmp_path: Path) -> None:
+    orpo = [{"step": n, "loss": 1.0, "log_odds_ratio": -0.6, "nll_loss": 1.0, "logps/chosen": -1.5, "rewards/accuracies": 0.5} for n in range(1, 9)]
+    found = {row["raw"]: row for row in json.loads(run("signals", write(tmp_path / "orpo.jsonl", orpo), "-f", "json").out)["signals"]}
+    assert (found["log_odds_ratio"]["signal"], found["log_odds_ratio"]["read_as"], found["log_odds_ratio"]["sign"]) == ("preference.odds_loss", "minus loss", -1)
+    assert (found["logps/chosen"]["signal"], found["logps/chosen"]["per"]) == ("preference.logp_token_chosen", "token")
+    old = [{"step": n, "reward": 0.5, "reward_std": 0.1, "rewards/a/mean": 0.5, "rewards/a/std": 0.4} for n in range(1, 9)]
+    found = {row["raw"]: row for row in json.loads(run("signals", write(tmp_path / "old.jsonl", old), "-f", "json").out)["signals"]}
+    assert found["reward_std"]["signal"] == "reward.group_std_mean"
+    verl = [{"step": n, "actor/pg_loss": 0.1, "critic/score/mean": 0.5, "perf/max_memory_allocated_gb": 2.0} for n in range(1, 9)]
+    found = {row["raw"]: row for row in json.loads(run("signals", write(tmp_path / "verl.jsonl", verl), "-f", "json").out)["signals"]}
+    assert (found["perf/max_memory_allocated_gb"]["unit"], found["perf/max_memory_allocated_gb"]["scale"]) == ("GiB", 1024**3)
 
 
 def test_signals_of_a_log_that_nobody_knows_is_3(run: Run, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainvitals.events import CATALOGUE, split_label
-from trainvitals.names import FRAMEWORKS, Mapper, config_signals, detect, safe_config
+from trainvitals.names import FRAMEWORKS, Entry, Mapper, config_signals, detect, safe_config
 from trainvitals.names.transformers import EVAL, TABLE
 
 GRPO = {
@@ -28,6 +28,55 @@ def test_every_table_row_names_a_signal_of_the_catalogue() -> None:
         assert not entry.signal or entry.signal in CATALOGUE, entry
         label = CATALOGUE[entry.signal].label if entry.signal else None
         assert label is None or f"<{label}>" in entry.raw, entry
+
+
+UNITS = {("GiB", "bytes"): 1024.0**3, ("1e-4 rate", "rate"): 1e-4}
+"""What a number in the first unit is multiplied with to be in the second, where a framework logs another unit than the signal's."""
+
+
+def rows_of_all_tables() -> list[Entry]:
+    return [*TABLE, *EVAL, *(entry for table in FRAMEWORKS.values() for entry in table)]
+
+
+def test_the_unit_of_every_row_is_that_of_its_signal_after_the_scale() -> None:
+    for entry in rows_of_all_tables():
+        if not entry.signal:
+            assert (entry.unit, entry.per, entry.sign, entry.scale) == ("", "", 1, 1.0), f"{entry} has a unit and no signal"
+            continue
+        unit = CATALOGUE[entry.signal].unit
+        factor = 1.0 if entry.unit == unit else UNITS.get((entry.unit, unit))
+        assert factor == entry.scale, f"{entry.raw}: logged in {entry.unit!r} and scaled by {entry.scale:g}, but {entry.signal} is in {unit!r}"
+        assert entry.sign in (1, -1), entry
+
+
+def test_a_number_per_token_never_feeds_a_signal_per_sequence() -> None:
+    for entry in rows_of_all_tables():
+        wanted = CATALOGUE[entry.signal].per if entry.signal else ""
+        fits = entry.per == wanted or (wanted == "either" and entry.per in ("token", "sequence"))
+        assert fits, f"{entry.raw} is logged per {entry.per or 'nothing'}, {entry.signal} is per {wanted or 'nothing'}"
+
+
+@pytest.mark.parametrize(
+    ("signal", "unit"),
+    [(name, spec.unit) for name, spec in CATALOGUE.items() if spec.unit == "nats" or name.endswith(("length_mean", "length_min", "length_max"))],
+)
+def test_kls_log_probs_and_lengths_say_per_what(signal: str, unit: str) -> None:
+    assert CATALOGUE[signal].per, f"{signal} in {unit}: per token or per sequence?"
+
+
+def test_the_row_behind_a_name() -> None:
+    mapper = Mapper("orpo")
+    row = mapper.entry("train/log_odds_ratio")
+    assert row is not None
+    assert (row.sign, row.reading()) == (-1, "minus loss")
+    assert mapper.frame({"log_odds_ratio": -0.5}, step=1).values == {"preference.odds_loss": 0.5}
+    chosen = [found.reading() for name in ("orpo", "dpo", "cpo") if (found := Mapper(name).entry("logps/chosen"))]
+    assert chosen == ["nats per token", "nats per sequence", "nats per token or sequence"]
+    held_out = mapper.entry("eval_loss")
+    assert held_out is not None
+    assert held_out.signal == "eval.loss"
+    assert mapper.entry("policy.kl_ref") is None
+    assert Mapper(aliases={"mine": "policy.kl_ref"}).entry("mine") is None
 
 
 def test_grpo_row() -> None:

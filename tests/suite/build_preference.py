@@ -160,11 +160,11 @@ def _scorer(vocabulary: Any) -> Any:
     return AutoModelForSequenceClassification.from_config(config)
 
 
-def xpo(output_dir: str, *, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
+def xpo(output_dir: str, *, scorer: Any = None, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
     """An `XPOTrainer` (until TRL 1.13)."""
     vocabulary = tiny.tokenizer()
     names = ("xpo", "XPOConfig", "XPOTrainer")
-    return _online(names, output_dir, _scorer(vocabulary), callbacks, changes, reward_processing_classes=vocabulary)
+    return _online(names, output_dir, scorer or _scorer(vocabulary), callbacks, changes, reward_processing_classes=vocabulary)
 
 
 def nash_md(output_dir: str, *, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
@@ -172,19 +172,21 @@ def nash_md(output_dir: str, *, callbacks: Sequence[Any] = (), **changes: Any) -
     return _online(("nash_md", "NashMDConfig", "NashMDTrainer"), output_dir, _scorer(tiny.tokenizer()), callbacks, changes)
 
 
-def a2po(output_dir: str, *, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
-    """An `A2POTrainer` (TRL 1.6 and later); right is an answer with at least one vowel."""
+def has_vowel(completions: list[Any], **kwargs: Any) -> list[float]:
+    """1 for an answer with at least one vowel."""
+    return [float(any(char in tiny.VOWELS for char in tiny.text_of(completion))) for completion in completions]
+
+
+def a2po(output_dir: str, *, reward: Any = has_vowel, callbacks: Sequence[Any] = (), **changes: Any) -> Any:
+    """An `A2POTrainer` (TRL 1.6 and later)."""
     config, trainer = experimental("a2po", "A2POConfig", "A2POTrainer")
     vocabulary = tiny.tokenizer()
     vocabulary.padding_side = "left"
 
-    def has_vowel(completions: list[Any], **kwargs: Any) -> list[float]:
-        return [float(any(char in tiny.VOWELS for char in tiny.text_of(completion))) for completion in completions]
-
     settings = tiny.arguments(output_dir, **{"max_completion_length": 12, "num_value_samples": 2, "learning_rate": 1e-4, **changes})
     return trainer(
         model=tiny.policy(vocabulary),
-        reward_funcs=has_vowel,
+        reward_funcs=reward,
         args=config(**settings),
         train_dataset=tiny.prompts(16),
         processing_class=vocabulary,

@@ -305,7 +305,7 @@ def healthy(folder: Path, world: int) -> None:
     norms = {record["step"]: record["values"] for record in records(folder, 0) if record.get("event") == "frame" and record["closes"]}
     assert len(norms) == 30
     assert all(values["optim.grad_norm_step"] == pytest.approx(values["optim.grad_norm"]) for values in norms.values())
-    assert norms[1]["optim.grad_norm"] == pytest.approx(FIRST_NORM, abs=1e-4)  # the same batch and weights under DDP, FSDP2 and ZeRO-2
+    assert norms[1]["optim.grad_norm"] == pytest.approx(FIRST_NORM, abs=1e-4)  # the same batch and weights under DDP, FSDP and ZeRO
     assert not any("{rank=" in key for record in records(folder, 1) if "values" in record for key in record["values"])
 
 
@@ -341,24 +341,18 @@ def test_ddp_on_two_ranks(tmp_path):
     killed(tmp_path / "killed")
 
 
-@pytest.mark.slow
-@pytest.mark.alone
-def test_fsdp2_on_two_ranks(tmp_path):
-    done = launch(tmp_path, 2, "fsdp2", "healthy", "no_collectives", "heldout", "slow1", "nan1", "killed")
-    assert done.stdout.count("done nan1") == 2, done.stdout[-4000:]
-    healthy(tmp_path / "healthy", 2)
-    assert ("slow-rank", "1") in fired(tmp_path / "slow1")
-    assert ("rank-nonfinite", "1") in fired(tmp_path / "nan1")
-    killed(tmp_path / "killed")
+NEEDS_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-def test_zero2_on_two_ranks(tmp_path):
-    done = launch(tmp_path, 2, "zero2", "healthy", "no_collectives", "slow1", "nan1", "killed")
+@pytest.mark.parametrize("mode", ["fsdp1", "fsdp2", pytest.param("zero2", marks=NEEDS_DEEPSPEED), pytest.param("zero3", marks=NEEDS_DEEPSPEED)])
+def test_a_model_in_parts_on_two_ranks(mode, tmp_path):
+    done = launch(tmp_path, 2, mode, "healthy", "no_collectives", "heldout", "slow1", "nan1", "killed")
     assert done.stdout.count("done nan1") == 2, done.stdout[-4000:]
     healthy(tmp_path / "healthy", 2)
     assert ("slow-rank", "1") in fired(tmp_path / "slow1")
+    assert ("slow-rank", "0") not in fired(tmp_path / "slow1")
     assert ("rank-nonfinite", "1") in fired(tmp_path / "nan1")
+    assert ("rank-nonfinite", "0") not in fired(tmp_path / "nan1")
     killed(tmp_path / "killed")

@@ -47,15 +47,18 @@ def _catalogue(form: str) -> None:
         if form == "json":
             row = {
                 "signal": spec.name, "unit": spec.unit, "low": spec.low, "high": spec.high, "emitters": list(spec.emitters),
-                "cadence": spec.cadence, "label": spec.label, "meaning": spec.meaning,
+                "cadence": spec.cadence, "label": spec.label, "per": spec.per, "meaning": spec.meaning,
             }  # fmt: skip
             print(dumps(row).decode())
         else:
-            print(f"{spec.name:38} {spec.unit:9} {spec.meaning}")
+            print(f"{spec.name:38} {spec.unit:9} {spec.per:9} {spec.meaning}")
 
 
 def _raw_names(replayed: Replayed) -> dict[str, str]:
-    return {signal: raw for raw, signal in reversed(list(replayed.recording.mapper.applied.items()))}
+    found = {signal: raw for raw, signal in reversed(list(replayed.recording.mapper.applied.items()))}
+    if "reward.std" in found and "reward.std" not in replayed.points:  # the numbers told that this log has the name's older meaning
+        found.setdefault("reward.group_std_mean", found.pop("reward.std"))
+    return found
 
 
 def feeders(signal: str, framework: str) -> list[str]:
@@ -77,10 +80,23 @@ def _starved(replayed: Replayed) -> list[dict[str, Any]]:
     return rows
 
 
+def _reading(replayed: Replayed, signal: str, raw: str | None) -> dict[str, Any]:
+    """How the numbers behind a signal are read: the row of the name table, or the catalogue where no raw name is behind it."""
+    from trainvitals.events import CATALOGUE, split_label
+
+    row = replayed.recording.mapper.entry(raw) if raw is not None else None
+    if row is not None and row.signal == split_label(signal)[0]:
+        factor = {"scale": row.scale} if row.scale != 1.0 else {}
+        versions = {key: value for key, value in (("since", row.since), ("until", row.until)) if value}
+        return {"read_as": row.reading(), "unit": row.unit, "per": row.per, "sign": row.sign, **factor, **versions, "note": row.note}
+    spec = CATALOGUE.get(split_label(signal)[0])
+    return {"read_as": "", "unit": spec.unit if spec else "", "per": spec.per if spec else "", "sign": 1, "note": ""}
+
+
 def _document(replayed: Replayed) -> dict[str, Any]:
     raws = _raw_names(replayed)
     found = [
-        {"signal": key, "raw": raws.get(key), "points": count, "first_step": first, "last_step": last}
+        {"signal": key, "raw": raws.get(key), "points": count, "first_step": first, "last_step": last, **_reading(replayed, key, raws.get(key))}
         for key, (count, first, last) in replayed.points.items()
     ]
     return {
@@ -100,18 +116,18 @@ def _text(replayed: Replayed) -> Iterator[str]:
     yield one_line(f"{replayed.path}: {document['trainer']} ({document['framework']}), read as {document['format']}")
     for note in document["notes"]:
         yield f"  note: {one_line(note)}"
-    rows = [("signal", "raw name", "points", "first", "last")]
-    rows += [
-        (row["signal"], row["raw"] or "", *(str(row[key]) for key in ("points", "first_step", "last_step")))
-        for row in document["signals"]
-    ]
+    rows = [("signal", "raw name", "points", "first", "last", "read as")]
+    for row in document["signals"]:
+        words = "; ".join(part for part in (row["read_as"] or row["unit"], row["note"]) if part)
+        rows.append((row["signal"], row["raw"] or "", *(str(row[key]) for key in ("points", "first_step", "last_step")), words))
     widths = [max(len(one_line(row[column], 60)) for row in rows) for column in range(5)]
     for row in rows:
-        cells = [one_line(cell, 60) for cell in row]
+        cells = [one_line(cell, 60) for cell in row[:5]]
         yield "  ".join(
             [
                 *(cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)),
                 *(cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)),
+                one_line(row[5], 160),
             ]
         ).rstrip()
     if document["unknown"]:

@@ -63,7 +63,7 @@ def _install_teacher(hooks: Hooks) -> None:
     across = getattr(trainer, "use_uld_loss", False) and getattr(trainer, "teacher_tokenizer", None) is not None
     if hasattr(trainer, "generalized_jsd_loss") and not fused and not across:
         hooks.wrap(trainer, "generalized_jsd_loss", reader.after_jsd, gives=_LOSS | _LOGITS)  # GOLD across tokenizers never calls it
-    hooks.wrap(trainer, "_compute_iw_opd_loss", reader.after_sampled, gives=_LOSS | _LOGITS)
+    hooks.wrap(trainer, "_compute_iw_opd_loss", reader.after_sampled, gives=_LOSS | _LOGITS | _LENGTHS)  # IW-OPD logs its lengths itself
     for name in ("_compute_server_sparse_top_1_divergence_loss", "_compute_server_forward_kl_loss"):
         hooks.wrap(trainer, name, reader.after_server)
     if hasattr(trainer, "_get_last_hidden_state"):

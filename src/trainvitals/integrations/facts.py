@@ -43,6 +43,7 @@ _UNLESS_HOOKED = {
         "reward.component_std", "reward.unscored_fraction",
     },
     **distillation.LOGGED_BY_NONE,
+    "a2po": sampling.SINGLES,
     "rloo": sampling.PENALTY | {"completion.tool_call_rate", "completion.tool_failure_fraction"},
 }  # fmt: skip
 # Signals that other trainers log and this one does not: they come only if a hook promises them.

@@ -31,6 +31,7 @@ SIGNALS = _PAIR | _RESPONSE | _REFERENCE | _CLASSES | _KL | _TIES
 _STEP_LIMIT = 4096  # as in hooks.py
 _SPLITS = ("chosen", "rejected")
 _REWARDS = ("rewards/chosen", "rewards/rejected")
+_ENDED = ("val/contain_eos_token", "val/model_contain_eos_token")  # online DPO; XPO and Nash-MD, of the policy's own samples
 
 
 def install(hooks: Hooks) -> None:
@@ -260,8 +261,9 @@ class _Preference:
         """What online DPO, XPO and Nash-MD appended in this step; before the log row, which empties the lists."""
         stats = self._hooks.trainer.stats
         row = self._fresh(stats, list(stats))
-        if "val/contain_eos_token" in row:
-            self._hooks.give("completion.truncated_fraction", 1.0 - row["val/contain_eos_token"])
+        for name in _ENDED:
+            if name in row:
+                self._hooks.give("completion.truncated_fraction", 1.0 - row[name])
         if row:
             self._rows.append(row)
             self._first_row(row, done=1)

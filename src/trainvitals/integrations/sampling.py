@@ -33,6 +33,10 @@ _SEQUENCE = frozenset({"policy.clip_per_sequence"})
 _GENERATE = frozenset({"time.generation_seconds"})
 PENALTY = frozenset({"policy.kl_ref_sequence", "reward.penalised_mean"})
 """Signals that these wraps give where the KL penalty is part of the reward (RLOO); PPO logs them itself."""
+SINGLES = frozenset({
+    "reward.min", "reward.max", "completion.truncated_fraction", "completion.length_mean", "completion.length_min", "completion.length_max",
+})  # fmt: skip
+"""Signals that these wraps give where every prompt has one scored sample (A2PO), which logs none of them."""
 SIGNALS = _REWARDS | _LOSS | _CLIP | _SEQUENCE | _GENERATE
 """Signals that only these wraps give. verl and others log some of them themselves."""
 
@@ -46,6 +50,8 @@ def install(hooks: Hooks) -> None:
     reader = _Sampling(hooks)
     groups = all(hasattr(trainer, name) for name in ("_calculate_rewards", "reward_func_names", "num_generations"))
     hooks.wrap(trainer, "_generate", reader.after_generate, gives=_GENERATE, needed=groups)
+    if hasattr(trainer, "_estimate_optimal_values"):
+        hooks.wrap(trainer, "_prepare_inputs", reader.after_singles, gives=SINGLES, needed=True)
     if not groups:
         return
     if not hasattr(trainer, "teacher_model") or hasattr(trainer, "teacher_context_builder"):  # MiniLLM's reward function is a placeholder: its teacher is the reward
@@ -181,6 +187,16 @@ class _Sampling:
 
         self._hooks.put([matrix, trainer.reward_weights], compute)
 
+    def after_singles(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Scores and lengths of one sample per prompt (A2PO): the mask of a sample ends with its end token, that of a cut one does not end."""
+        if not self._hooks.training:
+            return
+        count, ends = int(result["logits_to_keep"]), _end_ids(self._hooks.trainer)
+        mask, ids = result["attention_mask"][:, -count:], result["input_ids"][:, -count:]
+        lengths = mask.sum(1)
+        last = ids.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        self._hooks.put([result["rewards"], lengths, last], lambda tensors: _single_signals(tensors, ends))
+
     def step_end(self) -> None:
         """Hand over what the micro-batches of this step gave."""
         if not self._told:
@@ -191,6 +207,15 @@ class _Sampling:
         if self._advantages:
             self._hooks.put(self._advantages, _advantage_signals)
         self._ratios, self._advantages = [], []
+
+
+def _single_signals(tensors: list[torch.Tensor], ends: frozenset[int]) -> dict[str, float]:
+    rewards, lengths, last = (tensor.double().numpy() for tensor in tensors)
+    return {
+        "reward.min": float(rewards.min()), "reward.max": float(rewards.max()),
+        "completion.truncated_fraction": float((~np.isin(last, list(ends))).mean()), "completion.length_mean": float(lengths.mean()),
+        "completion.length_min": float(lengths.min()), "completion.length_max": float(lengths.max()),
+    }  # fmt: skip
 
 
 def _advantage_signals(tensors: list[torch.Tensor]) -> dict[str, float]:

@@ -201,6 +201,16 @@ class Mapper:
             return None if self._lookup(bare) is None else ("", 1.0, True)
         return self._lookup(raw) or self._lookup(strip_train(raw))
 
+    def entry(self, raw: str) -> Entry | None:
+        """Row of the tables by which `raw` is read in this run; None for an alias, a signal's own name and what no table knows."""
+        bare = strip_eval(raw)
+        if bare is not None:
+            return self._eval.get(bare)
+        if raw in self._aliases:
+            return None
+        found = self._find(raw) or self._find(strip_train(raw))
+        return found[0] if found else None
+
     def is_known(self, raw: str) -> bool:
         """Whether `raw` reads as a signal."""
         found = self.resolve(raw)
@@ -224,16 +234,24 @@ class Mapper:
         self._eval = {entry.raw: entry for entry in transformers.EVAL}
         self._eval_rank = {entry.raw: place for place, entry in enumerate(transformers.EVAL)}
 
-    def _lookup(self, raw: str) -> tuple[str, float, bool] | None:
+    def _find(self, raw: str) -> tuple[Entry, str] | None:
+        """Row that reads a name without prefix, and the text that its ``<label>`` stands for."""
         entry = self._exact.get(raw)
         if entry is not None:
-            return entry.signal, entry.sign * entry.scale, entry.scope == "eval"
+            return entry, ""
         for head, tail, entry in self._patterns:
             if raw.startswith(head) and raw.endswith(tail) and len(raw) > len(head) + len(tail):
-                label = CATALOGUE[entry.signal].label if entry.signal else None
-                signal = entry.signal if label is None else labelled(entry.signal, label, raw[len(head) : len(raw) - len(tail)])
-                return signal, entry.sign * entry.scale, entry.scope == "eval"
+                return entry, raw[len(head) : len(raw) - len(tail)]
         return None
+
+    def _lookup(self, raw: str) -> tuple[str, float, bool] | None:
+        found = self._find(raw)
+        if found is None:
+            return None
+        entry, text = found
+        label = CATALOGUE[entry.signal].label if entry.signal and text else None
+        signal = entry.signal if label is None else labelled(entry.signal, label, text)
+        return signal, entry.sign * entry.scale, entry.scope == "eval"
 
     def _see(self, names: Iterable[str]) -> None:
         """Take note of names; when they tell more about the trainer, forget the plans made for the old answer."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from trainvitals.names.entry import Entry
 
 TABLE: tuple[Entry, ...] = (
-    Entry("loss", "optim.loss", note="mean over the logging window; NaN steps are replaced by the running mean (logging_nan_inf_filter)"),
-    Entry("grad_norm", "optim.grad_norm", note="of the last step of the window only, before clipping"),
-    Entry("learning_rate", "optim.learning_rate", note="of the last step; 0 on the first step of a warm-up is normal"),
-    Entry("lr", "optim.learning_rate"),
-    Entry("epoch", "run.epoch"),
-    Entry("num_tokens", "run.tokens_seen", note="running total over all ranks"),
-    Entry("num_input_tokens_seen", "run.tokens_seen", note="only with include_num_input_tokens_seen"),
+    Entry("loss", "optim.loss", "loss", note="mean over the logging window; NaN steps are replaced by the running mean (logging_nan_inf_filter)"),
+    Entry("grad_norm", "optim.grad_norm", "norm", note="of the last step of the window only, before clipping"),
+    Entry("learning_rate", "optim.learning_rate", "rate", note="of the last step; 0 on the first step of a warm-up is normal"),
+    Entry("lr", "optim.learning_rate", "rate"),
+    Entry("epoch", "run.epoch", "count"),
+    Entry("num_tokens", "run.tokens_seen", "tokens", note="running total over all ranks"),
+    Entry("num_input_tokens_seen", "run.tokens_seen", "tokens", note="only with include_num_input_tokens_seen"),
     # The closing summary row: means over the whole run, never a step.
     Entry("train_runtime", "", note="closing summary row"),
     Entry("train_samples_per_second", "", note="closing summary row"),
@@ -27,10 +27,10 @@ TABLE: tuple[Entry, ...] = (
 
 EVAL: tuple[Entry, ...] = (
     # After the `eval_` or `eval/` prefix is taken off. Everything else that training knows has no held-out signal.
-    Entry("loss", "eval.loss", scope="eval"),
-    Entry("reward", "eval.reward", scope="eval", note="the training reward on held-out prompts, no checker's score"),
-    Entry("rewards/accuracies", "eval.accuracy", scope="eval"),
-    Entry("mean_token_accuracy", "eval.accuracy", scope="eval"),
-    Entry("accuracy", "eval.accuracy", scope="eval", note="preference accuracy of a reward model, or the user's compute_metrics"),
-    Entry("score", "eval.score", scope="eval", note="only from a checker of the user's own"),
+    Entry("loss", "eval.loss", "loss", scope="eval"),
+    Entry("reward", "eval.reward", "reward", scope="eval", note="the training reward on held-out prompts, no checker's score"),
+    Entry("rewards/accuracies", "eval.accuracy", "fraction", scope="eval"),
+    Entry("mean_token_accuracy", "eval.accuracy", "fraction", scope="eval"),
+    Entry("accuracy", "eval.accuracy", "fraction", scope="eval", note="preference accuracy of a reward model, or the user's compute_metrics"),
+    Entry("score", "eval.score", "score", scope="eval", note="only from a checker of the user's own"),
 )

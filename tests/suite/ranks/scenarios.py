@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node 2 scenarios.py OUTPUT MODE NAME [NAME ...]
 
-MODE is ddp, fsdp2 or zero2. Each scenario writes its records to OUTPUT/NAME/vitals; the test that launched this reads them.
+MODE is one of `MODES`. Each scenario writes its records to OUTPUT/NAME/vitals; the test that launched this reads them.
 """
 
 from __future__ import annotations
@@ -31,30 +31,39 @@ from trainvitals.integrations.trl import attach  # noqa: E402
 
 RANK = int(os.environ["RANK"])
 rank_exchange.BEAT, ranks.STALL_SECONDS, ranks.WEIGHTS_EVERY = 0.5, 1.0, 5  # a test has no minutes
+SPLIT = {"sync_module_states": False, "transformer_layer_cls_to_wrap": ["Qwen2DecoderLayer"]}
+DEEPSPEED = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "train_batch_size": "auto"}
 MODES: dict[str, dict[str, Any]] = {
     "ddp": {},
-    "fsdp2": {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "sync_module_states": False, "transformer_layer_cls_to_wrap": ["Qwen2DecoderLayer"]}},
-    "zero2": {
-        "deepspeed": {
-            "zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
-            "gradient_clipping": "auto", "train_batch_size": "auto",
-        }
-    },
-}  # fmt: skip
+    "fsdp1": {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 1, **SPLIT}},
+    "fsdp2": {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, **SPLIT}},
+    "zero2": {"deepspeed": {**DEEPSPEED, "zero_optimization": {"stage": 2}}},
+    "zero3": {"deepspeed": {**DEEPSPEED, "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}},
+}
+SHARDED = {"fsdp1", "fsdp2", "zero3"}
+"""No rank holds a whole weight between steps."""
 
 
-def fsdp_on_cpu() -> None:
-    """accelerate switches FSDP on for accelerators only (`AcceleratorState`); its own FSDP2 code runs over gloo as well."""
+def deepspeed_on_cpu() -> None:
+    """Without its own all-reduce in shared memory, which it compiles with g++ at the first use (two minutes): gloo does it."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def fsdp_on_cpu(version: str) -> None:
+    """accelerate switches FSDP on for accelerators only (`AcceleratorState`); its own code runs over gloo as well."""
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    os.environ["FSDP_VERSION"] = "2"  # how transformers 4 says it
+    os.environ["FSDP_VERSION"] = version  # how transformers 4 says it
     init = PartialState.__init__
 
     def patched(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         if self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.MULTI_XPU
+            self.distributed_type, self.device = DistributedType.MULTI_XPU, torch.device("cpu")  # without an index, which FSDP1 does not find equal
 
     PartialState.__init__ = patched
 
@@ -189,8 +198,8 @@ def heldout(folder: Path, mode: str) -> None:
     for one, other in zip(plain.model.parameters(), observed.model.parameters(), strict=True):
         here, there = (p.to_local() if hasattr(p, "to_local") else p for p in (one, other))
         assert torch.equal(here, there)
-    assert probe.off == (mode == "fsdp2" and RANK == 0)
-    assert [step for step, _ in probe.history] == ([0, 2, 4, 6] if mode != "fsdp2" and RANK == 0 else [])
+    assert probe.off == (mode in SHARDED and RANK == 0)
+    assert [step for step, _ in probe.history] == ([0, 2, 4, 6] if mode not in SHARDED and RANK == 0 else [])
 
 
 def slow_rewards(folder: Path) -> None:
@@ -246,8 +255,10 @@ def train(folder: Path, mode: str, name: str, overrides: list[Path]) -> None:
 
 def main() -> None:
     output, mode, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    if mode == "fsdp2":
-        fsdp_on_cpu()
+    if mode.startswith("fsdp"):
+        fsdp_on_cpu(mode[-1])
+    if mode.startswith("zero"):
+        deepspeed_on_cpu()
     overrides = output / "trainvitals.yaml"
     for name in names:
         if name in {"no_collectives", "heldout"}:
