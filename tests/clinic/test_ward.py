@@ -12,7 +12,7 @@ from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.cases import CASES, by_id
 from tests.clinic.ward.cure import end_of, recovered
 from tests.clinic.ward.onset import Twins, series, visible
-from tests.clinic.ward.record import load, save, thin
+from tests.clinic.ward.record import load, record_all, save, thin
 from tests.clinic.ward.score import Alarm, Judged, judge, ranked, set_aside, split_of
 from tests.clinic.ward.tally import per_rule, tally
 
@@ -137,6 +137,12 @@ def test_a_case_is_whole(case: Case) -> None:
         assert records[0]["kind"] == "run_start"
         assert records[-1]["kind"] == "run_end"
         assert not any("ts" in record or "/" in json.dumps(record.get("config", {})) for record in records[:1])
+
+
+def test_a_case_of_another_trl_is_left_out_in_words(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert record_all([_case(needs_trl="0.1")], jobs=1, folder=tmp_path) == 0
+    assert "skipped: x-fault is recorded with TRL 0.1, this is 1." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_set_aside_half_is_a_half() -> None:
