@@ -196,7 +196,7 @@ CASES: tuple[Case, ...] = (
     Case("grpo-restarts", "grpo", "Cosine learning rate with two restarts.", restarts, STEPS, hard=True),
     Case("grpo-binary", "grpo", "A reward of 0 or 1 that is wrong once in ten times.", binary, STEPS, hard=True),
     Case(
-        "grpo-rate-100x", "grpo", "Learning rate 0.05 instead of 0.0005 from the start.", partial(changed, fault={"learning_rate": 5e-2}), STEPS,
+        "grpo-rate-200x", "grpo", "Learning rate 0.1 instead of 0.0005 from the start.", partial(changed, fault={"learning_rate": 0.1}), STEPS,
         twin="grpo-twin", roots=("policy-breakdown", "reward-collapse", "entropy-collapse"), categories=("collapse", "ood-drift"),
         verdicts=("collapsed", "diverged", "drifting"), cure={"learning_rate": 5e-4},
     ),

@@ -18,7 +18,7 @@ NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT = [[{"role": "user", "content": f"what is {a} minus {b}"}] for a in NUMBERS for b in NUMBERS]  # training asks for sums
 EVERY = 10
 GROUP = 8
-EXPLOIT = 30
+EARLY = 30
 
 
 def judge(then: Callable[[list[str], list[float]], Scores], onset: int = BREAK) -> Any:
@@ -82,12 +82,12 @@ def gamed(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def exploit(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 31 on the verifier takes an `x` for two vowels."""
+    """From update 31 on the verifier takes an `x` for five vowels."""
 
     def fooled(texts: list[str], right: list[float]) -> list[float]:
-        return [score + 2 * text.count("x") / max(1, len(text)) for text, score in zip(texts, right, strict=True)]
+        return [score + 5 * text.count("x") / max(1, len(text)) for text, score in zip(texts, right, strict=True)]
 
-    return probed(folder, seed, reward=judge(fooled, onset=EXPLOIT), **changes)
+    return probed(folder, seed, reward=judge(fooled, onset=EARLY), **changes)
 
 
 def length_paid(folder: str, seed: int, **changes: Any) -> Any:
@@ -101,12 +101,12 @@ def length_zero(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def consensus(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 51 on an answer is paid for being like the others of its group, letter by letter."""
+    """From update 31 on an answer is paid for being like the others of its group, letter by letter."""
 
     def agreement(texts: list[str], right: list[float]) -> list[float]:
         return [_likeness(text, texts[start : start + GROUP]) for start in range(0, len(texts), GROUP) for text in texts[start : start + GROUP]]
 
-    return plain(folder, seed, reward=judge(agreement), **changes)
+    return plain(folder, seed, reward=judge(agreement, onset=EARLY), **changes)
 
 
 def _likeness(text: str, group: list[str]) -> float:
@@ -172,8 +172,8 @@ CASES: tuple[Case, ...] = (
         twin="grpo-different-twin", roots=("proxy-divergence",), categories=("over-optimization",), verdicts=("over_optimizing",), goal="eval.score",
     ),
     Case(
-        "grpo-exploit", "grpo", "From update 31 on the verifier takes an x for two vowels; the task is checked on held-out prompts.", exploit, STEPS,
-        onset=EXPLOIT, twin="grpo-probed-twin", roots=("exploit-jump", "proxy-divergence"), categories=("over-optimization",), verdicts=("over_optimizing",),
+        "grpo-exploit", "grpo", "From update 31 on the verifier takes an x for five vowels; the task is checked on held-out prompts.", exploit, STEPS,
+        onset=EARLY, twin="grpo-probed-twin", roots=("exploit-jump", "proxy-divergence"), categories=("over-optimization",), verdicts=("over_optimizing",),
         goal="eval.score",
     ),
     Case(
@@ -190,7 +190,7 @@ CASES: tuple[Case, ...] = (
         roots=("length-collapse",), categories=("collapse", "over-optimization"), verdicts=("collapsed", "over_optimizing", "drifting"),
     ),
     Case(
-        "grpo-consensus", "grpo", "From update 51 on an answer is paid for being like the others of its group.", consensus, STEPS, onset=BREAK,
+        "grpo-consensus", "grpo", "From update 31 on an answer is paid for being like the others of its group.", consensus, STEPS, onset=EARLY,
         twin="grpo-twin", roots=("mode-collapse", "entropy-collapse"), categories=("collapse",), verdicts=("collapsed", "stalled", "over_optimizing"),
     ),
     Case(
