@@ -100,7 +100,7 @@ def sharded(args: Any) -> bool:
 
 def model_settings(model: Any) -> dict[str, int]:
     """``model_vocab_size``: tokens that a language model can write, from its own configuration; empty where that does not say."""
-    text = getattr(model, "config", None)
+    text: Any = getattr(model, "config", None)
     text = text.get_text_config() if hasattr(text, "get_text_config") else text  # a model of images and text keeps it inside
     size = getattr(text, "vocab_size", None)
     return {"model_vocab_size": size} if isinstance(size, int) and size > 0 else {}

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tests.clinic.ward import cases_async, cases_distillation, cases_grpo, cases_grpo_reward, cases_ppo, cases_preference, cases_rloo, cases_supervised
+from tests.clinic.ward import (
+    cases_async,
+    cases_distillation,
+    cases_grpo,
+    cases_grpo_reward,
+    cases_ppo,
+    cases_preference,
+    cases_rloo,
+    cases_supervised,
+)
 from tests.clinic.ward.case import Case
 
 CASES: tuple[Case, ...] = (
