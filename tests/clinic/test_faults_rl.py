@@ -9,7 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ class At(TrainerCallback):
 class Prompts(torch.utils.data.Dataset):
     """The prompts of the task until a row was asked for so often, then others, without any boundary."""
 
-    column_names = ["prompt"]
+    column_names: ClassVar = ["prompt"]
 
     def __init__(self, switch: int | None) -> None:
         self.rows, self.switch, self.asked = [row["prompt"] for row in tiny.prompts()], switch, 0

@@ -97,7 +97,7 @@ CASES: tuple[Case, ...] = (
     Case("async_grpo-a-step-ahead", "async_grpo", "Every sample is two versions old, half of what is allowed.", a_step_ahead, STEPS, hard=True),
     Case(
         "async_grpo-rate-100x", "async_grpo", "Learning rate 0.07 instead of 0.0007 from the start.", rate_100x, STEPS, twin="async_grpo-twin",
-        roots=("policy-breakdown", "entropy-explosion", "clip-ratio-high"), categories=("collapse", "ood-drift"), verdicts=("collapsed", "diverged", "drifting"),
+        roots=("step-size-too-large", "policy-breakdown", "entropy-explosion", "clip-ratio-high"), categories=("collapse", "ood-drift", "numerics"), verdicts=("collapsed", "diverged", "drifting"),
         cure={"learning_rate": 7e-4},
     ),
     Case(

@@ -1,6 +1,6 @@
 """Distillation and self-distillation: a student that answers with random letters learns from a teacher that prefers vowels.
 
-The goal is the divergence to the teacher, which falls from 0.5 to 0.01 within the run.
+The goal is the divergence to the teacher, which falls from 0.55 to below 0.01 within the run.
 """
 
 from __future__ import annotations
@@ -136,12 +136,12 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "distillation-rate-100x", "distillation", "Learning rate 0.1 instead of 0.001 from the start.", rate_100x, STEPS, twin="distillation-twin",
-        roots=("student-diverges-from-teacher", "loss-diverged"), categories=("ood-drift", "numerics"), verdicts=("diverged", "drifting", "collapsed"),
+        roots=("step-size-too-large", "student-diverges-from-teacher", "loss-diverged"), categories=("ood-drift", "numerics"), verdicts=("diverged", "drifting", "collapsed"),
         cure={"learning_rate": 1e-3}, goal=GOAL,
     ),
     Case(
         "distillation-rate-jump", "distillation", f"After update {BREAK} the learning rate is a hundred times as high.", rate_jump, STEPS, onset=BREAK, twin="distillation-twin",
-        roots=("student-diverges-from-teacher", "learning-rate-jump", "loss-diverged"), categories=("ood-drift", "numerics"),
+        roots=("step-size-too-large", "student-diverges-from-teacher", "learning-rate-jump", "loss-diverged"), categories=("ood-drift", "numerics"),
         verdicts=("diverged", "drifting", "collapsed"), goal=GOAL,
     ),
     Case(
@@ -160,7 +160,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "sdft-rate-100x", "sdft", "Learning rate 0.03 instead of 0.0003 from the start.", sdft_rate_100x, STEPS, twin="sdft-twin",
-        roots=("student-leaves-teacher", "student-diverges-from-teacher"), categories=("numerics", "ood-drift"), verdicts=("diverged", "drifting", "collapsed"),
+        roots=("step-size-too-large", "student-leaves-teacher", "student-diverges-from-teacher"), categories=("numerics", "ood-drift"), verdicts=("diverged", "drifting", "collapsed"),
         cure={"learning_rate": 3e-4}, goal=GOAL,
     ),
     Case(

@@ -18,7 +18,7 @@ NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT = [[{"role": "user", "content": f"what is {a} minus {b}"}] for a in NUMBERS for b in NUMBERS]  # training asks for sums
 EVERY = 10
 GROUP = 8
-EARLY = 30
+EXPLOIT = 30
 
 
 def judge(then: Callable[[list[str], list[float]], Scores], onset: int = BREAK) -> Any:
@@ -87,7 +87,7 @@ def exploit(folder: str, seed: int, **changes: Any) -> Any:
     def fooled(texts: list[str], right: list[float]) -> list[float]:
         return [score + 5 * text.count("x") / max(1, len(text)) for text, score in zip(texts, right, strict=True)]
 
-    return probed(folder, seed, reward=judge(fooled, onset=EARLY), **changes)
+    return probed(folder, seed, reward=judge(fooled, onset=EXPLOIT), **changes)
 
 
 def length_paid(folder: str, seed: int, **changes: Any) -> Any:
@@ -101,12 +101,12 @@ def length_zero(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def consensus(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 31 on an answer is paid for being like the others of its group, letter by letter."""
+    """From update 51 on an answer is paid for being like the others of its group, letter by letter."""
 
     def agreement(texts: list[str], right: list[float]) -> list[float]:
         return [_likeness(text, texts[start : start + GROUP]) for start in range(0, len(texts), GROUP) for text in texts[start : start + GROUP]]
 
-    return plain(folder, seed, reward=judge(agreement, onset=EARLY), **changes)
+    return plain(folder, seed, reward=judge(agreement), **changes)
 
 
 def _likeness(text: str, group: list[str]) -> float:
@@ -155,6 +155,11 @@ CASES: tuple[Case, ...] = (
     Case("grpo-probed-twin", "grpo", "The base settings with the task checked on held-out prompts.", probed, STEPS, goal="eval.score"),
     Case("grpo-two-rewards-twin", "grpo", "Two reward functions, the task weighs most.", two_rewards, STEPS, goal="reward.component_mean{component=different_vowels}"),
     Case(
+        "grpo-rate-100x", "grpo", "Learning rate 0.1 instead of 0.001 from the start.", partial(changed, base=different, fault={"learning_rate": 0.1}),
+        STEPS, twin="grpo-different-twin", roots=("step-size-too-large", "policy-breakdown", "reward-collapse", "entropy-collapse"), categories=("collapse", "ood-drift", "numerics"),
+        verdicts=("collapsed", "diverged", "drifting"), cure={"learning_rate": 1e-3},
+    ),
+    Case(
         "grpo-reward-constant", "grpo", "From update 51 on every completion is scored 0.", constant, STEPS, onset=BREAK, twin="grpo-twin",
         roots=("advantage-collapse", "reward-collapse"), categories=("collapse",), verdicts=("collapsed",),
     ),
@@ -173,7 +178,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "grpo-exploit", "grpo", "From update 31 on the verifier takes an x for five vowels; the task is checked on held-out prompts.", exploit, STEPS,
-        onset=EARLY, twin="grpo-probed-twin", roots=("exploit-jump", "proxy-divergence"), categories=("over-optimization",), verdicts=("over_optimizing",),
+        onset=EXPLOIT, twin="grpo-probed-twin", roots=("exploit-jump", "proxy-divergence"), categories=("over-optimization",), verdicts=("over_optimizing",),
         goal="eval.score",
     ),
     Case(
@@ -190,7 +195,7 @@ CASES: tuple[Case, ...] = (
         roots=("length-collapse",), categories=("collapse", "over-optimization"), verdicts=("collapsed", "over_optimizing", "drifting"),
     ),
     Case(
-        "grpo-consensus", "grpo", "From update 31 on an answer is paid for being like the others of its group.", consensus, STEPS, onset=EARLY,
+        "grpo-consensus", "grpo", "From update 51 on an answer is paid for being like the others of its group.", consensus, STEPS, onset=BREAK,
         twin="grpo-twin", roots=("mode-collapse", "entropy-collapse"), categories=("collapse",), verdicts=("collapsed", "stalled", "over_optimizing"),
     ),
     Case(

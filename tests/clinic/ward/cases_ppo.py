@@ -129,7 +129,7 @@ CASES: tuple[Case, ...] = (
     Case("ppo-on-policy", "ppo", "One epoch of one mini-batch: the ratio is 1 and the clip fraction 0 all along.", on_policy, STEPS, hard=True, needs_trl=TRL),
     Case(
         "ppo-rate-100x", "ppo", "Learning rate 0.06 instead of 0.0006 from the start.", rate_100x, STEPS, twin="ppo-twin",
-        roots=("update-too-large", "ratio-blow-up", "policy-breakdown"), categories=("collapse", "ood-drift"), verdicts=("collapsed", "diverged", "drifting"),
+        roots=("step-size-too-large", "update-too-large", "ratio-blow-up", "policy-breakdown"), categories=("collapse", "ood-drift", "numerics"), verdicts=("collapsed", "diverged", "drifting"),
         cure={"learning_rate": 6e-4}, needs_trl=TRL,
     ),
     Case(

@@ -99,7 +99,7 @@ CASES: tuple[Case, ...] = (
     Case("rloo-solved", "rloo", "The task is solved by the middle of the run, without a KL penalty.", solved, STEPS, hard=True),
     Case(
         "rloo-rate-jump", "rloo", f"After update {BREAK} the learning rate is fifty times as high.", rate_jump, STEPS, onset=BREAK, twin="rloo-twin",
-        roots=("learning-rate-jump", "policy-breakdown", "kl-runaway"), categories=("collapse", "ood-drift"), verdicts=("collapsed", "diverged", "drifting"),
+        roots=("step-size-too-large", "learning-rate-jump", "policy-breakdown", "kl-runaway"), categories=("collapse", "ood-drift", "numerics"), verdicts=("collapsed", "diverged", "drifting"),
     ),
     Case(
         "rloo-reward-constant", "rloo", f"From update {BREAK + 1} on every completion is scored 0.", constant_reward, STEPS, onset=BREAK, twin="rloo-twin",
@@ -128,6 +128,6 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "rloo-nan-layer", "rloo", f"In update {BREAK + 1} the last layer gives NaN.", nan_layer, STEPS, onset=BREAK, twin="rloo-twin",
-        roots=("nonfinite-loss", "hidden-nan"), categories=("numerics",), verdicts=("diverged",), goal="-optim.loss",
+        roots=("nonfinite-loss", "hidden-nan"), categories=("numerics",), verdicts=("diverged",),
     ),
 )  # fmt: skip

@@ -282,14 +282,14 @@ CASES: tuple[Case, ...] = (
     _sft("end-missing", "pad = end token and a collator that masks padding: no end token is a label.", end_missing, ["end-token-missing"], ("data",), LEARNS),
     _sft("template-doubled", "Questions went through the chat template before.", template_doubled, ["chat-template-doubled"], ("data",), LEARNS),
     _sft(
-        "rate-100x", "Learning rate 0.4 instead of 0.004.", partial(sft_rate, factor=100), ["loss-diverged", "loss-spike"], ("numerics",),
+        "rate-100x", "Learning rate 0.4 instead of 0.004.", partial(sft_rate, factor=100), ["step-size-too-large", "loss-diverged", "loss-spike"], ("numerics",),
         ("diverged", "stalled"), cure={"learning_rate": 4e-3},
     ),
     _sft("rate-zero", "Learning rate 0.", partial(sft_rate, factor=0), ["learning-rate-zero"], ("config", "stall"), ("stalled",), cure={"learning_rate": 4e-3}),
     _sft("rate-ends", f"The learning rate is 0 from update {BREAK + 1} on.", partial(sft_rate_later, factor=0), ["learning-rate-zero"], ("config", "stall"), ("stalled",), onset=BREAK),
     _sft(
         "rate-jump", f"The learning rate is 100 times higher from update {BREAK + 1} on.", partial(sft_rate_later, factor=100),
-        ["learning-rate-jump", "loss-diverged", "loss-spike"], ("numerics", "config"), ("diverged", "stalled"), onset=BREAK,
+        ["learning-rate-jump", "step-size-too-large", "loss-diverged", "loss-spike"], ("numerics", "config"), ("diverged", "stalled"), onset=BREAK,
     ),
     _sft("overfit", "16 rows, 60 epochs.", overfit, ["overfitting", "memorised-epoch"], ("over-optimization",), ("over_optimizing",)),
     _sft("nan", f"A weight becomes NaN before update {BREAK + 1}.", sft_nan, ["nonfinite-loss", "hidden-nan"], ("numerics",), ("diverged",), onset=BREAK),
@@ -317,7 +317,7 @@ CASES: tuple[Case, ...] = (
     _reward("identical-later", f"The same from update {BREAK + 1} on.", partial(reward_choice_later, choose=offline.same), ["identical-pairs"], ("data",), ("stalled",), onset=BREAK),
     _reward("random", "Half of the labels are swapped.", partial(reward_choice, choose=offline.mislabelled(0.5)), ["reward-model-at-chance"], ("data", "stall"), ("stalled",)),
     _reward(
-        "rate-100x", "Learning rate 0.05 instead of 0.0005.", reward_rate, ["reward-model-at-chance", "reward-scores-drift"], ("stall", "data", "ood-drift", "numerics"),
+        "rate-100x", "Learning rate 0.05 instead of 0.0005.", reward_rate, ["step-size-too-large", "reward-model-at-chance", "reward-scores-drift"], ("stall", "data", "ood-drift", "numerics"),
         ("diverged", "drifting", "stalled"), cure={"learning_rate": 5e-4},
     ),
     _reward("length", "Answers of one quality, of which the longer is chosen.", partial(reward_choice, choose=longer), ["reward-follows-length"], ("over-optimization", "data"), ("over_optimizing", *LEARNS)),
