@@ -94,7 +94,8 @@ class _Range:
             self._squares = squares if self._squares is None else self._squares + squares
             self._seen += len(features)
             return
-        assert self._sum is not None and self._squares is not None
+        assert self._sum is not None
+        assert self._squares is not None
         mean = self._sum / self._seen
         variance = (self._squares / self._seen - mean * mean).clamp(min=1e-12)
         self.distances.append(((features - mean) ** 2 / variance).mean(1))
