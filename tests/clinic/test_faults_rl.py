@@ -9,7 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -43,9 +43,8 @@ class At(TrainerCallback):
 class Prompts(torch.utils.data.Dataset):
     """The prompts of the task until a row was asked for so often, then others, without any boundary."""
 
-    column_names: ClassVar = ["prompt"]
-
     def __init__(self, switch: int | None) -> None:
+        self.column_names = ["prompt"]
         self.rows, self.switch, self.asked = [row["prompt"] for row in tiny.prompts()], switch, 0
 
     def __len__(self) -> int:
@@ -63,9 +62,9 @@ def letters(completions: list[Any], completion_ids: Any = None, **kwargs: Any) -
     return [min(10, len(set(tiny.text_of(text)))) / 10 * (tiny.END_ID in ids) for text, ids in zip(completions, completion_ids, strict=True)]
 
 
-def zeds(completions: list[Any], **kwargs: Any) -> list[float]:
-    """Share of the letter z: a matter of form that costs vowels."""
-    return [text.count("z") / max(1, len(text)) for text in map(tiny.text_of, completions)]
+def form(completions: list[Any], **kwargs: Any) -> list[float]:
+    """Share of the letters b, c, d, f and g: as easily had as vowels, and in their place."""
+    return [sum(letter in "bcdfg" for letter in text) / max(1, len(text)) for text in map(tiny.text_of, completions)]
 
 
 def taste(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -151,18 +150,26 @@ def test_other_prompts_in_the_middle_of_the_run(tmp_path, observe):
     assert "the data has changed under the run" in said(patient, "prompt-drift")
 
 
-def test_completions_that_wander_without_a_gain(tmp_path, observe):
-    patient = observe(tiny.grpo(str(tmp_path), reward=Moody(), max_steps=115, **{**HEALTHY, "learning_rate": 1e-3}))
+def test_completions_that_change_without_a_gain(tmp_path, observe):
+    """Other letters, the same marks."""
+
+    def accent(trainer: Any) -> None:
+        ids = trainer.processing_class.convert_tokens_to_ids(list("xqjkv"))
+        trainer.generation_config.sequence_bias = {(token,): 3.0 for token in ids}
+
+    settings = {**HEALTHY, "learning_rate": 1e-5}
+    patient = observe(planted(tmp_path, 40, accent, reward=Moody(), max_steps=102, **settings))
     print(patient.said, patient.fired)
-    assert patient.loud["completion-drift"] <= 115
+    assert patient.loud.keys() == {"completion-drift"}
+    assert 40 < patient.loud["completion-drift"] <= 102
     assert "the policy moved away and gained nothing" in said(patient, "completion-drift")
 
 
 def test_a_task_that_is_given_up_for_its_form(tmp_path, observe):
-    settings = {**HEALTHY, "learning_rate": 5e-4, "max_steps": 70}
-    patient = observe(tiny.grpo(str(tmp_path), reward=[tiny.vowels, zeds], reward_weights=[1.0, 3.0], **settings))
+    settings = {**HEALTHY, "learning_rate": 5e-4, "max_steps": 80}
+    patient = observe(tiny.grpo(str(tmp_path), reward=[tiny.vowels, form], reward_weights=[1.0, 3.0], **settings))
     print(patient.said, patient.fired)
-    assert patient.loud["format-over-task"] <= 70
+    assert 20 < patient.loud["format-over-task"] <= 80
     assert "the policy buys the other rewards with this one" in said(patient, "format-over-task")
 
 
