@@ -244,7 +244,7 @@ def training(quick: bool, pairs: int) -> Iterator[Result]:
 
     for cost in costs(["grpo"] if quick else [], pairs=1 if quick else pairs):
         before, after = statistics.median(cost.plain), statistics.median(cost.watched)
-        note = f"{before * 1e3:.1f} ms, with attach {after * 1e3:.1f} ms; {len(cost.plain)} pairs of runs; own time {cost.own * 1e3:.2f} ms a step"
+        note = f"{before * 1e3:.1f} ms, with attach {after * 1e3:.1f} ms; {len(cost.plain)} pairs of runs, which differ by {cost.noise:.1%} without it; wall time {statistics.median(cost.wall):.3f}; own time {cost.own * 1e3:.2f} ms a step"
         yield Result(f"CPU time of a step of {cost.trainer} with `attach` / without", f"{cost.ratio:.3f}", "", None, note)
 
 

@@ -35,12 +35,14 @@ class Cost:
         trainer: Its name.
         plain: Median CPU seconds of a step without `attach`, one per run.
         watched: The same with `attach`.
+        wall: Ratio of the median wall times with / without, one per pair of runs: what a busy machine disturbs.
         own: Seconds per step spent in our hooks and callback, records and rules included.
     """
 
     trainer: str
     plain: list[float]
     watched: list[float]
+    wall: list[float]
     own: float
 
     @property
@@ -71,8 +73,8 @@ def builders() -> dict[str, Build]:
     }  # fmt: skip
 
 
-def step_seconds(build: Build, *, attached: bool, steps: int = 40) -> tuple[list[float], float]:
-    """CPU time from the start of one optimizer step to the start of the next, and our own part of it.
+def step_seconds(build: Build, *, attached: bool, steps: int = 40) -> tuple[float, float, float]:
+    """Median CPU and wall time from the end of one optimizer step to the end of the next, and our own part of it.
 
     CPU time of the whole process, our watchdog thread included: the run computes on the CPU and waits for nothing, and a busy
     machine disturbs it far less than wall time.
@@ -83,14 +85,14 @@ def step_seconds(build: Build, *, attached: bool, steps: int = 40) -> tuple[list
         steps: Optimizer steps to train.
 
     Returns:
-        CPU seconds of each step, and the median of our own seconds in a step (0 without `attach`).
+        CPU seconds, wall seconds and our own CPU seconds of a step (0 without `attach`).
     """
     import torch
     import transformers
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
     own: list[float] = []
     meter = Meter()
 
@@ -98,7 +100,7 @@ def step_seconds(build: Build, *, attached: bool, steps: int = 40) -> tuple[list
         """Remembers when each step ended; of all callbacks the last, so that everybody's work on the step is in."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            ends.append(time.process_time())
+            ends.append((time.process_time(), time.perf_counter()))
             own.append(meter.seconds)
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -111,7 +113,8 @@ def step_seconds(build: Build, *, attached: bool, steps: int = 40) -> tuple[list
         trainer.add_callback(Clock())
         trainer.train()
     ours = statistics.median(after - before for before, after in itertools.pairwise(own[SKIP:]))
-    return [after - before for before, after in itertools.pairwise(ends[SKIP:])], ours
+    cpu, wall = (statistics.median(after[i] - before[i] for before, after in itertools.pairwise(ends[SKIP:])) for i in (0, 1))
+    return cpu, wall, ours
 
 
 class Meter:
@@ -147,12 +150,15 @@ def measure(name: str, build: Build, *, pairs: int = 3, steps: int = 40) -> Cost
     plain: list[float] = []
     watched: list[float] = []
     own: list[float] = []
+    wall: list[float] = []
     for pair in range(pairs):
+        clock = {}
         for attached in (False, True) if pair % 2 else (True, False):
-            seconds, ours = step_seconds(build, attached=attached, steps=steps)
-            (watched if attached else plain).append(statistics.median(seconds))
+            seconds, clock[attached], ours = step_seconds(build, attached=attached, steps=steps)
+            (watched if attached else plain).append(seconds)
             own += [ours] if attached else []
-    return Cost(name, plain, watched, statistics.median(own))
+        wall.append(clock[True] / clock[False])
+    return Cost(name, plain, watched, wall, statistics.median(own))
 
 
 def costs(names: list[str], **options: Any) -> Iterator[Cost]:
@@ -164,11 +170,11 @@ def costs(names: list[str], **options: Any) -> Iterator[Cost]:
 
 def main() -> int:
     """Print one line per trainer."""
-    print(f"{'trainer':<16} {'without':>9} {'with':>9} {'ratio':>7} {'noise':>7} {'own time':>10}")
+    print(f"{'trainer':<16} {'without':>9} {'with':>9} {'ratio':>7} {'wall':>7} {'noise':>7} {'own time':>10}")
     for cost in costs(sys.argv[1:]):
         before, after = statistics.median(cost.plain), statistics.median(cost.watched)
         print(
-            f"{cost.trainer:<16} {before * 1e3:>6.1f} ms {after * 1e3:>6.1f} ms {cost.ratio:>7.3f} {cost.noise:>6.1%} {cost.own * 1e3:>7.2f} ms",
+            f"{cost.trainer:<16} {before * 1e3:>6.1f} ms {after * 1e3:>6.1f} ms {cost.ratio:>7.3f} {statistics.median(cost.wall):>7.3f} {cost.noise:>6.1%} {cost.own * 1e3:>7.2f} ms",
             flush=True,
         )
     return 0

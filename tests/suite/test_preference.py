@@ -274,15 +274,29 @@ def test_online_kin(name: str, tmp_path, train, saw) -> None:
     seen = train(getattr(build, name)(str(tmp_path), **FAST))
     assert seen.notices == []
     saw(name, seen)
-    raw = {"xpo": "objective/kl", "nash_md": "rewards/margins"}[name]  # Nash-MD calls log pi - log pi_ref a margin
-    assert seen.series("policy.kl_ref_sequence") == pytest.approx(seen.logged(raw))
+    if name == "nash_md":  # which calls log pi - log pi_ref a margin; XPO's `objective/kl` averages two KLs of opposite signs
+        assert seen.series("policy.kl_ref_sequence") == pytest.approx(seen.logged("rewards/margins"))
+    ended = seen.logged("val/model_contain_eos_token")
+    assert seen.series("completion.truncated_fraction") == pytest.approx({step: 1 - share for step, share in ended.items()})
     raw = {"xpo": "objective/model_scores", "nash_md": "rewards/chosen"}[name]
     assert seen.series("reward.mean") == pytest.approx(seen.logged(raw))
 
 
 def test_a2po(tmp_path, train, saw) -> None:
-    seen = train(build.a2po(str(tmp_path), **FAST))
+    trainer = build.a2po(str(tmp_path), **FAST)
+    decode, end, written = trainer.processing_class.batch_decode, trainer.processing_class.eos_token_id, []
+
+    def heard(ids: Any, **kwargs: Any) -> list[str]:
+        written.append(ids.tolist())
+        return decode(ids, **kwargs)
+
+    trainer.processing_class.batch_decode = heard
+    seen = train(trainer)
     assert seen.notices == []
     saw("a2po", seen)
+    for step, rows in enumerate(written[-len(seen.series("reward.mean")) :], start=1):  # before them come the samples of the value estimates
+        lengths = [row.index(end) + 1 if end in row else len(row) for row in rows]
+        assert seen.series("completion.length_mean")[step] == pytest.approx(sum(lengths) / len(lengths))
+        assert seen.series("completion.truncated_fraction")[step] == pytest.approx(sum(end not in row for row in rows) / len(rows))
     assert seen.series("reward.mean") == pytest.approx(seen.logged("reward"))
     assert seen.series("advantage.mean") == pytest.approx(seen.logged("advantage"))
