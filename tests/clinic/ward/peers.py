@@ -86,7 +86,8 @@ PEERS = (
     Peer("rldoctor-eager", ("rldoctor==0.2.0", TRANSFORMERS), ("live",), GROUP,
          "RLDoctorCallback(check_every=5): not the default, so that its delay is not only that of its default cadence"),
     Peer("rlprobe-eager", ("rlprobe==0.1.0", TRANSFORMERS), ("live",), GROUP,
-         "attach(..., diagnose_every=5): not the default, so that its delay is not only that of its default cadence"),
+         "attach(..., diagnose_every=10): not the default, so that its delay is not only that of its default cadence; each diagnosis "
+         "reads the whole run again from disk, which is why not more often"),
 )  # fmt: skip
 
 def names_of(peer: Peer) -> dict[str, str]:

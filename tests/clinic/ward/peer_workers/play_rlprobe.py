@@ -20,7 +20,7 @@ def attach(trainer, folder):
     def on_finding(finding):
         live.append([trainer.state.global_step, finding.signature_id, finding.severity, finding.first_step])
 
-    often = {"diagnose_every": 5} if stage.SETUP == "eager" else {}
+    often = {"diagnose_every": 10} if stage.SETUP == "eager" else {}
     callback = attach_rlprobe(trainer, path, on_finding=on_finding, **often)
 
     def finish():
