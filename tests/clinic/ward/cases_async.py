@@ -48,7 +48,7 @@ def _from_version(version: int, change: Callable[[Sampler], None]) -> dict[str, 
 
 
 def a_step_ahead(folder: str, seed: int, **changes: Any) -> Any:
-    """The queue holds two updates' worth, so all samples are two versions old: what asynchronous training is made for."""
+    """The queue holds more than the next update needs, so every sample is one version old: what asynchronous training is made for."""
     return plain(folder, seed, sampler={"ahead": 3 * PER_STEP}, **changes)
 
 
@@ -94,7 +94,7 @@ CASES: tuple[Case, ...] = (
     Case("async_grpo-twin", "async_grpo", "The base settings.", plain, STEPS),
     Case("async_grpo-time-twin", "async_grpo", "The base settings, with times.", plain, STEPS, keeps_time=True),
     Case("async_grpo-healthy", "async_grpo", "Hyperparameters, reward noise and the age of samples vary.", varied, STEPS, seeds=SEEDS),
-    Case("async_grpo-a-step-ahead", "async_grpo", "Every sample is two versions old, half of what is allowed.", a_step_ahead, STEPS, hard=True),
+    Case("async_grpo-a-step-ahead", "async_grpo", "Every sample is one version old, four are allowed.", a_step_ahead, STEPS, hard=True),
     Case(
         "async_grpo-rate-100x", "async_grpo", "Learning rate 0.07 instead of 0.0007 from the start.", rate_100x, STEPS, twin="async_grpo-twin",
         roots=("step-size-too-large", "policy-breakdown", "entropy-explosion", "clip-ratio-high"), categories=("collapse", "ood-drift", "numerics"), verdicts=("collapsed", "diverged", "drifting"),

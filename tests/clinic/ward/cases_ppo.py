@@ -118,7 +118,7 @@ def critic_random(folder: str, seed: int, **changes: Any) -> Any:
 
     def randomise(critic: Any) -> None:
         with torch.no_grad():
-            critic.score.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(seed))
+            critic.score.weight.normal_(0.0, 2.0, generator=torch.Generator().manual_seed(seed))
 
     return _two_rates(folder, seed, lambda update: 0.0, prepare=randomise, **changes)
 
