@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEN = ROOT / "tests" / "suite" / "seen"
 OLD, MIDDLE, NEW = "1.0.0", "1.12.0", "1.16.0"
 WANTED = {
-    **{name: (OLD, NEW) for name in ("sft", "reward", "dpo", "kto", "orpo", "grpo", "rloo", "gkd", "sdft", "sdpo", "async_grpo")},
+    **dict.fromkeys(("sft", "reward", "dpo", "kto", "orpo", "grpo", "rloo", "gkd", "sdft", "sdpo", "async_grpo"), (OLD, NEW)),
     "ppo": (OLD, MIDDLE), "distillation": (NEW,), "online_dpo": (NEW,), "cpo": (NEW,), "gold": (NEW,), "tpo": (NEW,), "a2po": (NEW,),
     "gmpo": (NEW,), "iw_opd": (NEW,), "server_distillation": (NEW,), "async_distillation": (NEW,),
 }  # fmt: skip
