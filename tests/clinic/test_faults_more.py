@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "suite"))
 
 import build_distillation
 import build_preference
+import build_sampling
 import torch
 
 from trainvitals.integrations import tiny
@@ -139,3 +140,23 @@ def test_a_planted_fault_is_found_under_its_name(fault: Fault, tmp_path: Path, o
 def test_the_short_answers_of_ssd_are_fine_without_its_filter(tmp_path: Path, observe: Any) -> None:
     patient = observe(made("ssd", tmp_path, max_completion_length=9))
     assert patient.loud == {}
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_prompts_as_long_as_the_maximum_in_dpo_and_kto(name: str, tmp_path: Path, observe: Any) -> None:
+    trainer = getattr(build_preference, name)(str(tmp_path), max_length=12, **{**COMMON, "max_steps": 8})
+    if len(trainer.train_dataset):  # TRL 1.0: DPO trains on prompts alone, KTO cuts the prompts instead
+        assert observe(trainer).loud == ({"no-completion-tokens": 1} if name == "dpo" else {})
+    elif name == "dpo":  # later ones drop such rows while they prepare the data; with none left it is torch that complains
+        with pytest.raises(ValueError, match="num_samples should be a positive integer value"):
+            observe(trainer)
+    else:  # and KTO ends at once as if all were well
+        patient = observe(trainer)
+        assert patient.monitor.verdict.state == "insufficient_data"
+        assert "The run ended after 0 observed updates: too few to judge." in " ".join(patient.said)
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_trl_itself_refuses_groups_of_one(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 2 generations per prompt"):
+        getattr(build_sampling, name)(str(tmp_path), num_generations=1)
