@@ -67,7 +67,8 @@ def install(hooks: Hooks) -> None:
 
 
 def _by_length(args: Any) -> bool:
-    return bool(getattr(args, "group_by_length", False)) or getattr(args, "train_sampling_strategy", None) == "group_by_length"
+    strategy = getattr(args, "train_sampling_strategy", None)
+    return bool(getattr(args, "group_by_length", False)) or getattr(strategy, "value", strategy) in {"group_by_length", "batch_rebalance"}
 
 
 class Drift:
