@@ -26,7 +26,7 @@ HEALTHY = {"learning_rate": 1e-4, "lr_scheduler_type": "constant_with_warmup", "
 
 def said(patient: Any, rule: str) -> str:
     """The line on the console about a rule."""
-    return next(line for line in patient.said if f"({rule}, step" in line)
+    return next(line for line in patient.said if f"({rule}" in line)
 
 
 class At(TrainerCallback):
@@ -159,7 +159,6 @@ def test_completions_that_change_without_a_gain(tmp_path, observe):
 
     settings = {**HEALTHY, "learning_rate": 1e-5}
     patient = observe(planted(tmp_path, 40, accent, reward=Moody(), max_steps=102, **settings))
-    print(patient.said, patient.fired)
     assert patient.loud.keys() == {"completion-drift"}
     assert 40 < patient.loud["completion-drift"] <= 102
     assert "the policy moved away and gained nothing" in said(patient, "completion-drift")
@@ -168,14 +167,13 @@ def test_completions_that_change_without_a_gain(tmp_path, observe):
 def test_a_task_that_is_given_up_for_its_form(tmp_path, observe):
     settings = {**HEALTHY, "learning_rate": 5e-4, "max_steps": 80}
     patient = observe(tiny.grpo(str(tmp_path), reward=[tiny.vowels, form], reward_weights=[1.0, 3.0], **settings))
-    print(patient.said, patient.fired)
+    assert patient.loud.keys() == {"format-over-task"}
     assert 20 < patient.loud["format-over-task"] <= 80
     assert "the policy buys the other rewards with this one" in said(patient, "format-over-task")
 
 
 def test_a_hole_in_the_checker(tmp_path, observe):
     patient = observe(tiny.grpo(str(tmp_path), reward=Hole(105), max_steps=145, **{**HEALTHY, "learning_rate": 3e-4}))
-    print(patient.said, patient.fired)
     assert 105 < patient.loud["exploit-jump"] <= 145
     assert all(step > 105 for step in patient.loud.values())
 

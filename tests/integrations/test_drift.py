@@ -16,6 +16,7 @@ from trainvitals.integrations.drift import (  # noqa: E402
     BUCKETS,
     UNITS,
     Drift,
+    _by_length,
     _groups,
     _Labelled,
     _Sampled,
@@ -186,7 +187,21 @@ def test_padding_is_no_token_of_a_training_sequence():
         for row, length in enumerate(lengths):
             ids[row, :length] = torch.tensor([random.randrange(3, 40) for _ in range(length)])
             mask[row, :length] = 1
-        reader.before_loss((SimpleNamespace(), {"input_ids": ids, "attention_mask": mask}), {})
+        reader.before_loss((SimpleNamespace(), {"input_ids": ids, "attention_mask": mask, "labels": ids}), {})
         reader.step_end()
     assert hooks.given["data.drift_ratio"] < 1
     assert hooks.given["data.drift"] < 0.01
+
+
+def test_pairs_and_batches_of_one_length_are_left_alone():
+    """The two responses of a pair share their prompt, sorted batches their length: neither is a sample of independent sequences."""
+    hooks = Recorder()
+    reader = _Labelled(hooks)
+    ids = torch.arange(8).reshape(2, 4)
+    reader.before_loss((SimpleNamespace(), {"input_ids": ids}), {})
+    assert reader._counts is None
+    reader.before_loss((SimpleNamespace(), {"input_ids": ids, "labels": ids}), {})
+    assert reader._counts is not None
+    assert _by_length(SimpleNamespace(group_by_length=True))
+    assert _by_length(SimpleNamespace(train_sampling_strategy="group_by_length"))
+    assert not _by_length(SimpleNamespace(train_sampling_strategy="random"))

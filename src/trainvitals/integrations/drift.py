@@ -57,11 +57,18 @@ def install(hooks: Hooks) -> None:
         if hasattr(trainer, "_calculate_rewards") and not hasattr(trainer, "teacher_context_builder"):
             hooks.wrap(trainer, "_generate", _Sampled(hooks).after_generate, gives=SIGNALS)
         return
+    if any(hasattr(trainer, name) for name in ("teacher_model", "generate_on_policy_outputs")) or _by_length(trainer.args):
+        return  # a student's own answers are no data, and batches of one length are no independent sequences
     head = getattr(trainer.model, "get_output_embeddings", None)
     if head is not None and head() is not None:
         reader = _Labelled(hooks)
         hooks.wrap(trainer, "compute_loss", before=reader.before_loss, gives=_INPUT)
         hooks.at_step_end.append(reader.step_end)
+
+
+def _by_length(args: Any) -> bool:
+    strategy = getattr(args, "train_sampling_strategy", None)
+    return bool(getattr(args, "group_by_length", False)) or getattr(strategy, "value", strategy) in {"group_by_length", "batch_rebalance"}
 
 
 class Drift:
@@ -203,8 +210,8 @@ class _Labelled:
     def before_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Count the tokens of one micro-batch."""
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
-        ids = inputs.get("input_ids")
-        if self._counts is None and self._hooks.training and ids is not None and ids.dim() == 2:
+        ids, labels = inputs.get("input_ids"), inputs.get("labels")
+        if self._counts is None and self._hooks.training and ids is not None and labels is not None and ids.dim() == 2 and ids.shape == labels.shape:
             with torch.no_grad():
                 mask = inputs.get("attention_mask")
                 weight = torch.ones_like(ids, dtype=torch.float32) if mask is None or mask.shape != ids.shape else mask.float()
