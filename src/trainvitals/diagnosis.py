@@ -92,6 +92,7 @@ class Open:
     verdict: VerdictState | None
     stop: bool
     has_change: bool
+    role: str = "independent"
 
 
 def _state(entry: Open) -> VerdictState | None:
@@ -176,7 +177,7 @@ class VerdictMaker:
             self.open[finding.finding_id] = Open(
                 finding.finding_id, finding.rule.id, finding.severity, finding.category, known.step if known else finding.step or 0,
                 onset, finding.state == "suppressed", finding.incident_id or finding.finding_id, finding.message, rule.verdict,
-                rule.action.stop == "offer", any(action.type == "set_param" for action in finding.actions),
+                rule.action.stop == "offer", any(action.type == "set_param" for action in finding.actions), finding.role,
             )  # fmt: skip
         elif finding.state in {"resolved", "error"}:
             self.open.pop(finding.finding_id, None)
@@ -225,8 +226,10 @@ class VerdictMaker:
         speaking = [entry for entry in self.open.values() if not entry.suppressed and entry.severity != "info"]
         if speaking:
             leader = min(speaking, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule))
-            policy = [entry for entry in speaking if _state(entry)]
-            shaping = leader if leader in policy or not policy else min(
+            # A cause speaks for its effects, but an error that a warning stands for is still what became of the run.
+            effects = [entry for entry in self.open.values() if entry.suppressed and entry.severity == "error"]
+            policy = [entry for entry in (*speaking, *effects) if _state(entry)]
+            shaping = leader if leader in policy and leader.severity == "error" or not policy else min(
                 policy, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule)
             )  # fmt: skip
             state = _state(shaping) or self._healthy_state(final)[0]

@@ -90,7 +90,7 @@ class Speaker:
             watch.count += 1
         place = self.maker.incidents.place(rule.id, step, [one for key, one in self.maker.open.items() if key != watch.finding_id])
         known = self.maker.open.get(watch.finding_id)
-        incident = (known.incident, place[1]) if known else place
+        incident = (known.incident, known.role) if known else place  # its place in the incident is the one that it came with
         finding = self.reporter.finding(watch, state, step, time, suppressed_by=suppressed_by, incident=incident)
         first = known is None or known.suppressed
         self._record(finding, watch, out, opening=state == "firing" and first)

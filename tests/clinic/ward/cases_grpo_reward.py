@@ -169,7 +169,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "grpo-sign-flip", "grpo", "From update 51 on the score is one minus the score; the task is checked on held-out prompts.", sign_flip, STEPS,
-        onset=BREAK, twin="grpo-probed-twin", roots=("proxy-divergence", "reward-shift"), categories=("over-optimization", "data"),
+        onset=BREAK, twin="grpo-probed-twin", roots=("proxy-divergence", "reward-drop"), categories=("over-optimization", "data"),
         verdicts=("over_optimizing", "collapsed", "drifting"), goal="eval.score",
     ),
     Case(

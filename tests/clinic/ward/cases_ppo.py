@@ -147,12 +147,12 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "ppo-reward-scale", "ppo", f"From update {BREAK + 1} on the scores are a hundred times as large.", reward_scale, STEPS, onset=BREAK, twin="ppo-twin",
-        roots=("reward-shift", "value-loss-spike", "reward-model-out-of-range"), categories=("numerics", "data"), verdicts=("improving", "steady", "drifting", "stalled"),
+        roots=("reward-drop", "value-loss-spike", "reward-model-out-of-range"), categories=("numerics", "data"), verdicts=("improving", "steady", "drifting", "stalled"),
         goal="-value.loss", needs_trl=TRL,
     ),
     Case(
         "ppo-length-paid", "ppo", "From update 21 on the score is the length.", length_paid, STEPS, onset=20, twin="ppo-twin",
-        roots=("paid-for-length", "reward-shift"), categories=("over-optimization",), verdicts=("over_optimizing",), goal="-completion.length_mean", needs_trl=TRL,
+        roots=("paid-for-length", "reward-drop"), categories=("over-optimization",), verdicts=("over_optimizing",), goal="-completion.length_mean", needs_trl=TRL,
     ),
     Case(
         "ppo-kl-huge", "ppo", "KL coefficient of 5 instead of 0.05: the policy cannot leave its reference.", kl_huge, STEPS, twin="ppo-twin",

@@ -171,7 +171,7 @@ CASES: tuple[Case, ...] = (
         "reference-follows", "The reference is replaced by the policy after every update.", reference_follows, ["policy-equals-reference"], ("config", "stall"), ("stalled",),
         cure={"sync_ref_model": False},
     ),
-    _dpo("beta-huge", "Beta 20 instead of 0.1 pins the policy to its reference.", partial(dpo, beta=20.0), ["beta-misfit"], ("config",), ("stalled", "over_optimizing"), cure={"beta": 0.1}, goal="-eval.loss"),
+    _dpo("beta-huge", "Beta 20 instead of 0.1 pins the policy to its reference.", partial(dpo, beta=20.0), ["beta-too-large"], ("config",), ("stalled", "over_optimizing"), cure={"beta": 0.1}, goal="-eval.loss"),
     _dpo("few", "24 pairs, a third of them mislabelled, 40 epochs.", dpo_few, ["overfitting", "memorised-epoch", "preference-over-optimised"], ("over-optimization",), ("over_optimizing",)),
     _dpo("random", "Half of the labels are swapped.", partial(dpo, choose=offline.mislabelled(0.5)), ["preference-not-learning"], ("stall", "data"), ("stalled",)),
     _dpo("nan", f"A weight becomes NaN before update {BREAK + 1}.", dpo_nan, ["nonfinite-loss", "hidden-nan"], ("numerics",), ("diverged",), onset=BREAK),

@@ -107,7 +107,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "rloo-length-paid", "rloo", f"From update {BREAK + 1} on a character is worth 0.1 and the share of vowels only 0.3.", length_paid, STEPS, onset=BREAK, twin="rloo-twin",
-        roots=("paid-for-length", "reward-shift"), categories=("over-optimization",), verdicts=("over_optimizing",), goal="-completion.length_mean",
+        roots=("paid-for-length", "reward-drop"), categories=("over-optimization",), verdicts=("over_optimizing",), goal="-completion.length_mean",
     ),
     Case(
         "rloo-scores-missing", "rloo", f"From update {BREAK + 1} on the reward function gives None for three completions in four.", scores_missing, STEPS, onset=BREAK, twin="rloo-twin",
@@ -115,7 +115,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "rloo-wrong-sign", "rloo", f"From update {BREAK + 1} on the score comes with the wrong sign.", wrong_sign, STEPS, onset=BREAK, twin="rloo-twin",
-        roots=("reward-shift", "reward-collapse", "reward-drop"), categories=("collapse", "data"), verdicts=("collapsed", "drifting"),
+        roots=("reward-drop", "reward-collapse", "reward-drop"), categories=("collapse", "data"), verdicts=("collapsed", "drifting"),
     ),
     Case(
         "rloo-beta-huge", "rloo", "KL penalty of 2 instead of 0.02: the policy cannot leave its reference.", beta_huge, STEPS, twin="rloo-twin",
