@@ -341,18 +341,21 @@ def _details(one: Expectation, seen: Capture, records: Sequence[Finding], spoken
     for word, wanted, text in (("message", one.message_has, finding.message), ("advice", one.advice_has, finding.advice)):
         if wanted is not None and wanted not in text:
             failures.append(f"{word} has {wanted!r}, but it reads {text!r}")
-    return failures + _suggested(one.suggests or {}, finding)
+    return failures + ([] if one.suggests is None else _suggested(one.suggests, finding))
 
 
 def _suggested(wanted: Mapping[str, Mapping[str, Any]], finding: Finding) -> list[str]:
+    """What differs from the suggestions wanted; an empty mapping wants none."""
     failures = []
+    if not wanted and (found := [action.parameter for action in finding.actions if action.parameter]):
+        failures.append(f"suggests nothing, but it suggests {found}")
     for parameter, ends in wanted.items():
         action = next((action for action in finding.actions if action.parameter == parameter), None)
         if action is None:
             failures.append(f"suggests {parameter}, but it suggests {[one.parameter for one in finding.actions if one.parameter]}")
             continue
-        found = {"from": action.from_, "to": action.to, "apply": action.apply}
-        failures += [f"suggests {parameter} {key} {value}, but it is {found[key]}" for key, value in ends.items() if not same(found[key], value)]
+        said = {"from": action.from_, "to": action.to, "apply": action.apply}
+        failures += [f"suggests {parameter} {key} {value}, but it is {said[key]}" for key, value in ends.items() if not same(said[key], value)]
     return failures
 
 
