@@ -115,7 +115,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "rloo-wrong-sign", "rloo", f"From update {BREAK + 1} on the score comes with the wrong sign.", wrong_sign, STEPS, onset=BREAK, twin="rloo-twin",
-        roots=("reward-drop", "reward-collapse", "reward-drop"), categories=("collapse", "data"), verdicts=("collapsed", "drifting"),
+        roots=("reward-drop", "reward-collapse"), categories=("collapse", "data"), verdicts=("collapsed", "drifting"),
     ),
     Case(
         "rloo-beta-huge", "rloo", "KL penalty of 2 instead of 0.02: the policy cannot leave its reference.", beta_huge, STEPS, twin="rloo-twin",

@@ -22,8 +22,7 @@ from random import Random
 from typing import Any
 
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.onset import series
-from tests.clinic.ward.record import load
+from tests.clinic.ward.record import Records, load
 from tests.clinic.ward.score import OF_THE_MACHINE
 
 from trainvitals.advice import PARAMETERS
@@ -40,25 +39,45 @@ FACTORS = (0.1, 0.3, 0.5, 2.0, 3.0, 10.0)
 """By which the random arm changes a number: the sizes of change that rules suggest."""
 
 
-def recovered(goal: str, reached: float | None, healthy: float) -> bool:
-    """Whether an arm ends within 5 % of the healthy twins; a leading minus in `goal` means that less is better."""
+def recovered(goal: str, reached: float | None, healthy: float, spread: float = 0.0) -> bool:
+    """Whether an arm ends as the healthy twins do: within 5 %, or two standard deviations of their ends where those differ more.
+
+    A leading minus in `goal` means that less is better.
+    """
     if reached is None:
         return False
-    room = NEAR * abs(healthy)
+    room = max(NEAR * abs(healthy), 2 * spread)
     return reached <= healthy + room if goal.startswith("-") else reached >= healthy - room
 
 
-def end_of(values: Mapping[int, float | None]) -> float | None:
-    """Mean of the newest values; None when there is none, or one of them is not a number."""
-    newest = [values[step] for step in sorted(values)[-LAST:]]
+def goal_of(records: Records, goal: str) -> dict[int, float | None]:
+    """The goal's series of one run, evaluations included; None for a value that is not a number."""
+    name = goal.lstrip("-")
+    values: dict[int, float | None] = {}
+    for record in records:
+        value = record.get("values", {}).get(name) if record["kind"] == "signal" else None
+        if value is not None:
+            values[record["step"]] = None if isinstance(value, Mapping) else float(value)
+    return values
+
+
+def end_of(values: Mapping[int, float | None], last: int = LAST) -> float | None:
+    """Mean of the newest values, of one where they are evaluations; None when there is none, or one of them is not a number."""
+    newest = [values[step] for step in sorted(values)[-last:]]
     numbers = [value for value in newest if value is not None]
     return statistics.fmean(numbers) if numbers and len(numbers) == len(newest) else None
 
 
-def healthy_end(case: Case) -> float:
-    """Goal at the end of the healthy twins, median over their seeds."""
-    ends = [end_of(series(records).get(case.goal.lstrip("-"), {})) for records in load(case.twin).values()]
-    return statistics.median(end for end in ends if end is not None)
+def last_of(goal: str) -> int:
+    """How many of the newest values make the end: evaluations are few, and each is a mean already."""
+    return 1 if goal.lstrip("-").startswith("eval.") else LAST
+
+
+def healthy_end(case: Case) -> tuple[float, float]:
+    """Goal at the end of the healthy twins: median and standard deviation over their seeds."""
+    ends = [end_of(goal_of(records, case.goal), last_of(case.goal)) for records in load(case.twin).values()]
+    numbers = [end for end in ends if end is not None]
+    return statistics.median(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
 
 
 def first_change(actions: Sequence[Action]) -> dict[str, Any]:
@@ -126,7 +145,9 @@ class _Watcher:
     def end(self) -> float | None:
         """The goal over the last updates."""
         stream = self.folder / "vitals" / "rank0.jsonl"
-        return end_of(series([json.loads(line) for line in stream.read_text().splitlines()]).get(self.case.goal.lstrip("-"), {}))
+        if not stream.exists():  # a change that left nothing to train on
+            return None
+        return end_of(goal_of([json.loads(line) for line in stream.read_text().splitlines()], self.case.goal), last_of(self.case.goal))
 
 
 def _stopper(watcher: _Watcher) -> Any:
@@ -159,12 +180,12 @@ def _new_rate(rate: float) -> Any:
 
 def fork(case: Case, seed: int) -> dict[str, Any]:
     """One run until its alarm and its four arms; what came of each."""
-    healthy = healthy_end(case)
+    healthy, spread = healthy_end(case)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         sick = _Watcher(case, seed, root / "sick", {}, stop_at_alarm=True)
         sick.train()
-        result: dict[str, Any] = {"case": case.id, "seed": seed, "healthy": healthy, "alarm": None, "arms": {}}
+        result: dict[str, Any] = {"case": case.id, "seed": seed, "healthy": healthy, "spread": spread, "alarm": None, "arms": {}}
         if sick.alarm is None:
             return result
         verdict = sick.callback.monitor.verdict
@@ -181,11 +202,13 @@ def fork(case: Case, seed: int) -> dict[str, Any]:
             if arm == "suggested" and not ours:
                 result["arms"][arm] = {"reached": None, "recovered": False, "note": "no parameter suggested"}
                 continue
-            result["arms"][arm] = _arm(case, seed, root / arm.replace(" ", "-"), changes, draws, resume, resume_at, healthy)
+            result["arms"][arm] = _arm(case, seed, root / arm.replace(" ", "-"), changes, draws, resume, resume_at, (healthy, spread))
     return result
 
 
-def _arm(case: Case, seed: int, folder: Path, changes: dict[str, Any] | None, draws: Any, resume: Path | None, start: int, healthy: float) -> dict[str, Any]:
+def _arm(
+    case: Case, seed: int, folder: Path, changes: dict[str, Any] | None, draws: Any, resume: Path | None, start: int, healthy: tuple[float, float]
+) -> dict[str, Any]:
     """One arm. A random change that the trainer refuses (a batch that does not divide) is drawn again."""
     drawn = changes is None
     while True:
@@ -198,7 +221,7 @@ def _arm(case: Case, seed: int, folder: Path, changes: dict[str, Any] | None, dr
             continue
         arm.train(resume)
         reached = arm.end()
-        return {"changes": chosen, "reached": reached, "recovered": recovered(case.goal, reached, healthy)}
+        return {"changes": chosen, "reached": reached, "recovered": recovered(case.goal, reached, *healthy)}
 
 
 def _job(case_id: str, seed: int) -> dict[str, Any]:
@@ -214,7 +237,7 @@ def cure_all(cases: Iterable[Case], seeds: Sequence[int], *, jobs: int, result: 
     """Fork every curable case that has no result yet; results are kept after each. Returns how many failed."""
     done: list[dict[str, Any]] = json.loads(result.read_text()) if result.exists() else []
     known = {(entry["case"], entry["seed"]) for entry in done}
-    missing = [(case.id, seed) for case in cases if case.cure for seed in case.seeds if seed in seeds and (case.id, seed) not in known]
+    missing = [(case.id, seed) for case in cases if case.cure and not case.needs_trl for seed in case.seeds if seed in seeds and (case.id, seed) not in known]
     failed, begin = 0, time.monotonic()
     result.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
