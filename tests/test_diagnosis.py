@@ -101,6 +101,23 @@ def test_the_error_leads_and_suppressed_and_resolved_do_not() -> None:
     assert (verdict.state, verdict.rule) == ("steady", None)
 
 
+def test_an_error_behind_a_warning_still_says_what_became_of_the_run() -> None:
+    cause, effect = rule("cause", "config"), rule("effect", "collapse", "error")
+    made = maker(cause, effect)
+    made.take(finding(cause, onset=40), cause)
+    made.take(finding(effect, "suppressed", suppressed_by="cause"), effect)
+    verdict = made.make(50)
+    assert verdict is not None
+    assert (verdict.state, verdict.rule, verdict.open_findings) == ("collapsed", "cause", {"warning": 1})
+    weak = rule("weak", "collapse")
+    made = maker(cause, weak)
+    made.take(finding(cause, onset=40), cause)
+    made.take(finding(weak, "suppressed", suppressed_by="cause"), weak)
+    verdict = made.make(50)
+    assert verdict is not None
+    assert verdict.state == "steady"  # a suppressed warning has no word
+
+
 def test_own_verdict_and_stop_offer() -> None:
     odd = rule("odd", "data", verdict="over_optimizing", action=RuleAction(stop="offer"))
     made = maker(odd)

@@ -155,6 +155,8 @@ def test_cause_hides_effect_until_it_clears_and_both_are_closed(tmp_path: Path) 
     assert hidden.suppressed_by == "cause"
     assert hidden.role == "symptom"
     assert hidden.incident_id == root.finding_id
+    outlives = next(one for one in records if isinstance(one, Finding) and one.rule.id == "effect" and one.state == "firing")
+    assert (outlives.role, outlives.incident_id) == ("symptom", root.finding_id)  # it outlives its cause and does not become one
 
 
 def test_hold_waits_for_a_pending_cause_and_remembers_a_gone_one(tmp_path: Path) -> None:
