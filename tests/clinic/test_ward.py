@@ -43,7 +43,6 @@ def test_intervals_agree_with_published_values() -> None:
     assert intervals.rate(10, 1.0) == pytest.approx((4.795, 18.390), abs=2e-3)
     assert intervals.share(0, 0) == (0.0, 1.0)
     assert intervals.median([]) is None
-    assert intervals.quantile([1.0, 2.0, 3.0], 0.25) == 1.5
 
 
 def _records(values: list[float | None], name: str = "reward.mean") -> list[dict[str, object]]:
