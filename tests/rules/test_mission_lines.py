@@ -49,7 +49,7 @@ def test_advantage() -> None:
 
 
 def test_clip_ratio() -> None:
-    share = [0.05 if step % 30 < 13 else 0.001 for step in range(120)]  # 13 of any 30 updates
+    share = [0.15 if step % 30 < 13 else 0.001 for step in range(120)]  # 13 of any 30 updates
     items = run(policy__ratio_outside_fraction=share, policy__clip_low=[0.8] * 120, policy__clip_high=[1.2] * 120)
     assert lines("clip-ratio-high", items) == [
         "Clip ratio outside [0.8, 1.2] for 43% of updates. Consider reducing the learning rate.",
