@@ -138,7 +138,7 @@ def test_a_tokenizer_whose_ids_mean_other_tokens(tmp_path, observe):
 
 
 def test_a_data_set_of_copies(tmp_path, observe):
-    settings = {**CALM, "learning_rate": 3e-3, "max_steps": 60}  # from 5e-3 on the steps are too large, which is then what is said
+    settings = {**CALM, "learning_rate": 3e-3, "max_steps": 60}
     row = build.completions()[0]
     patient = observe(build.sft(str(tmp_path / "fault"), rows=[row] * 600, **settings))
     line = headline(patient, "loss-too-low")
