@@ -83,7 +83,7 @@ def test_a_cap_on_generation_that_is_too_short(tmp_path, observe, name, cap):
     patient = observe(made(name, tmp_path, **cap))
     fired = {"never-terminates", "truncated-completions"} & patient.loud.keys()
     assert fired
-    assert 25 <= min(patient.loud[rule] for rule in fired) <= 35
+    assert 8 <= min(patient.loud[rule] for rule in fired) <= 35  # eight batches of hardly anything but cut answers, or 30 updates of many
 
 
 def test_a_self_teacher_without_privileged_context(tmp_path, observe):
