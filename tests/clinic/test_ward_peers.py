@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import transformers
-from tests.clinic.ward import peers, record
+from tests.clinic.ward import peer_scores, peers, record
+from tests.clinic.ward.case import Case
 from tests.clinic.ward.peer_baselines import always_silent, fixed_thresholds, nan_only
 from tests.clinic.ward.peer_rows import DROPS_NAN, Row, Run, raw_names, read_runs, translate
+from tests.clinic.ward.score import Alarm, Judged
+from tests.clinic.ward.tally import Rate, Share
 
 from trainvitals.events import CATALOGUE, Boundary, Frame, RunEnd, RunStart, labelled, split_label
 from trainvitals.integrations import tiny
@@ -260,6 +263,11 @@ def test_an_answer_is_kept_while_recording_version_and_setup_stay_the_same() -> 
     assert sorted(peers.merged(tools("0.1.0", "otherwise"), new, {"x-s0", "x-s1"})["rlprobe"]["runs"]) == ["x-s1"]
 
 
+def test_an_answer_about_a_run_that_was_recorded_again_is_dropped() -> None:
+    tools = {"nan-only": {"version": "", "runs": {name: {"of": "old", "alerts": []} for name in ("a-s0", "b-s0", "c-s0")}}}
+    assert list(peers.fresh(tools, {"a-s0": "old", "b-s0": "new"})["nan-only"]["runs"]) == ["a-s0"]
+
+
 def test_the_set_aside_half_is_a_fault_or_a_seed_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "set_aside", lambda: {"faults": ["a"], "seeds": [3]})
     parts = {(case, seed): [split for split in ("dev", "aside", "all") if peers.in_split(case, seed, split)] for case in "ab" for seed in (0, 3)}
@@ -299,11 +307,11 @@ def test_every_category_is_one_of_ours() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not KEPT, reason="no results are kept yet")
 def test_kept_answers_are_about_the_recordings_in_the_tree() -> None:
-    """Otherwise: `python -m tests.clinic.ward.peers` plays what has changed."""
+    """Otherwise: `python -m tests.clinic.ward.peers` plays what has changed. A tool that has not played all of them is compared on its own runs."""
     cases = sorted(path.name.removesuffix(".jsonl.xz") for path in record.FOLDER.glob("*.jsonl.xz"))
     recorded = {run.name: peers.fingerprint(run) for case in cases for run in read_runs(case)}
     for tool in KEPT.values():
-        assert {name: run["of"] for name, run in tool["runs"].items()} == recorded
+        assert {name: run["of"] for name, run in tool["runs"].items()}.items() <= recorded.items()
 
 
 @pytest.mark.slow
@@ -328,3 +336,101 @@ def test_labels_survive_the_way_there_and_back() -> None:
     run = _translate(Frame(1, {"reward.component_mean{component=a/b}": 0.5, "optim.loss": 1.0}))
     frame = Mapper("grpo", "trl").frame(run.rows[0].logs, step=1)
     assert {split_label(key)[2] for key in frame.values if key.startswith("reward.component")} == {"a/b"}
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+SICK = Case("grpo-x", "grpo", "", _one_run, 100, onset=40, roots=("a",), categories=("collapse",), twin="grpo-ok")
+FINE = Case("grpo-ok", "grpo", "", _one_run, 100)
+OTHER = Case("sft-ok", "sft", "", _one_run, 100)
+WARD = {case.id: case for case in (SICK, FINE, OTHER)}
+
+
+def _judged(case: Case, seed: int, *alarms: tuple[int, str, str]) -> Judged:
+    said = [Alarm(step, rule, "warning", category) for step, rule, category in alarms]
+    causes = [alarm.rule for alarm in said if not case.sick or alarm.step > case.onset]
+    return Judged(case.id, case.trainer, seed, "dev", case.sick, False, 100, case.onset, visible=50 if case.sick else None, alarms=said, causes=causes)
+
+
+FOUND = [_judged(SICK, 0, (52, "a", "collapse")), _judged(SICK, 1, (60, "b", "stall")), _judged(FINE, 100), _judged(OTHER, 100)]
+NAMES = ("grpo-x-s0", "grpo-x-s1", "grpo-ok-s100", "sft-ok-s100")
+
+
+def _results(tmp_path: Path, **tools: dict[str, Any]) -> Path:
+    path = tmp_path / "peers.json"
+    peers.write(path, {name.replace("_", "-"): tool for name, tool in tools.items()}, {"runs": 4, "us_per_row": 90, "us_later": 60})
+    return path
+
+
+def _tool(alerts: dict[str, list[Any]], *, mode: str = "live", names: tuple[str, ...] = NAMES, status: str = "ok") -> dict[str, Any]:
+    runs = {name: {"status": status, "of": "x", "alerts": alerts.get(name, []), "rows": 100, "us_per_row": 20} for name in names}
+    return {"version": "1.0", "settings": "as shipped", "mode": mode, "runs": runs}
+
+
+def test_only_loud_alerts_count_and_each_rule_once_in_each_part() -> None:
+    alerts = [[70, "r", "warning"], [30, "r", "warning"], [35, "r", "critical"], [41, "r", "warning"], [20, "note", "info"], [40, "q", "issue"]]
+    judged = peer_scores.judge(FOUND[0], alerts)
+    assert [(alarm.step, alarm.rule) for alarm in judged.alarms] == [(30, "r"), (40, "q"), (41, "r")]
+    assert (len(judged.false), len(judged.after), judged.delay) == (2, 1, -9)
+    assert [(alarm.step, alarm.rule) for alarm in peer_scores.judge(FOUND[2], alerts).alarms] == [(30, "r"), (40, "q")]
+
+
+def test_a_tool_is_scored_as_we_are_and_any_word_of_its_rule_is_right() -> None:
+    alerts = {
+        "grpo-x-s0": [[10, "kl_drift", "warning"], [75, "advantage_collapse", "critical"], [80, "kl_drift", "warning"]],
+        "grpo-x-s1": [[60, "kl_drift", "warning"], [75, "advantage_collapse", "critical"]],
+        "grpo-ok-s100": [[75, "plateau", "info"]],
+        "sft-ok-s100": [[75, "plateau", "warning"], [100, "plateau", "warning"]],
+    }
+    line = peer_scores.score("rldoctor", _tool(alerts), FOUND, WARD)
+    assert line is not None
+    assert (line.scores.detected, line.category, line.scores.delay) == (Share(2, 2), Share(1, 2), 17.5)
+    assert (line.scores.false_runs, line.scores.false_rate) == (Share(1, 2), Rate(2, 40 + 40 + 100 + 100))
+    assert (line.inside, line.failed, line.micros, line.label) == (3, 0, 20.0, "rldoctor 1.0")
+    assert peer_scores.score("rldoctor", _tool({}, names=("x-s0",)), FOUND, WARD) is None
+
+
+def test_every_tool_stands_beside_us_on_the_same_runs(tmp_path: Path) -> None:
+    path = _results(tmp_path, rlprobe=_tool({}), nan_only=_tool({}), rlprobe_report=_tool({}, mode="report", names=NAMES[:1], status="failed"))
+    lines = peer_scores.compare(FOUND, WARD, peers.read(path))
+    assert [(line.name, len(line.runs)) for line in lines] == [("trainvitals", 4), ("rlprobe", 4), ("nan-only", 4), ("trainvitals", 1), ("rlprobe-report", 1)]
+    assert [line.scores.detected for line in lines] == [Share(2, 2), Share(0, 2), Share(0, 2), Share(1, 1), Share(0, 1)]
+    assert lines[0].category == Share(1, 2)
+    assert [line.inside for line in lines] == [4, 3, 4, 1, 1]
+    assert (lines[-1].cells()[2], lines[-1].cells()[-2], lines[1].cells()[-2]) == ("1 (1), raised in 1", "at the end", "none detected")
+
+
+def test_the_section_says_whether_the_floor_is_met(tmp_path: Path) -> None:
+    late = {"grpo-x-s0": [[75, "kl_drift", "warning"]]}
+    path = _results(tmp_path, rldoctor=_tool(late), rlprobe=_tool({}), trainpulse=_tool({}), fixed_thresholds=_tool({name: [[45, "Overfit", "issue"]] for name in NAMES}))
+    text = peer_scores.section(FOUND, WARD, path)
+    assert text == peer_scores.section(FOUND, WARD, path)
+    assert "*Detection of rl-doctor* (rldoctor, its better mode), all runs: 100% (2/2; 34% to 100%) against 50% (1/2; 9% to 91%): met." in text
+    assert "*Silence of rlprobe*, all runs: healthy runs warned 0% (0/2; 0% to 66%) against 0% (0/2; 0% to 66%): met" in text
+    assert "90 microseconds a row against 20: **not met**. Our first" in text
+    assert "* median delay: fixed-thresholds (-5, over the 100% that it detects)" in text
+    assert "* detected: nobody" in text
+    home = text.partition("The same on")[2]
+    assert "| rldoctor 1.0 |" in home
+    assert "| 3 (3) |" in home
+    assert "| 4 (" not in home
+
+
+def test_without_results_or_runs_there_is_no_section(tmp_path: Path) -> None:
+    assert peer_scores.section(FOUND, WARD, tmp_path / "none.json") == ""
+    path = _results(tmp_path, rlprobe=_tool({}, names=("grpo-gone-s0",)))
+    assert peer_scores.section(FOUND, WARD, path) == ""
+    path = _results(tmp_path, rlprobe=_tool({}))
+    text = peer_scores.section([run for run in FOUND if run.trainer == "sft"], WARD, path)
+    assert "| rlprobe 1.0 |" in text
+    assert "The same on" not in text
+
+
+def test_every_tool_has_its_settings_in_brief() -> None:
+    assert set(peer_scores.BRIEF) == set(peers.CATEGORIES)
+
+
+def test_our_own_cost_is_measured_on_the_same_rows() -> None:
+    cost = peers.own_cost([_translate(Frame(1, {"optim.loss": 1.0}), Frame(2, {"optim.loss": 2.0}), trainer="sft")])
+    assert cost["runs"] == 1
+    assert cost["us_per_row"] >= cost["us_later"] >= 0

@@ -12,8 +12,10 @@ defaults: what a user gets who follows its README. Only alerts are collected her
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,11 @@ from tests.clinic.ward.peer_rows import Run, read_runs
 from tests.clinic.ward.record import FOLDER
 from tests.clinic.ward.score import set_aside
 
+from trainvitals.engine import Engine
+from trainvitals.events import RunStart
 from trainvitals.findings import Category
+from trainvitals.names import Mapper
+from trainvitals.rulelang.loader import RuleSet, load_rules
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENTS = ROOT / ".peers"
@@ -83,11 +90,6 @@ PEERS = (
          "rlwatch.attach(trainer=trainer), the path its README recommends for TRL; the two lines of its quick start record nothing"),
     Peer("trainpulse", ("trainpulse==0.4.0", TRANSFORMERS), ("live",), None,
          "make_hf_callback(), defaults; the clock that it reads shows recorded step times, where a recording has them"),
-    Peer("rldoctor-eager", ("rldoctor==0.2.0", TRANSFORMERS), ("live",), GROUP,
-         "RLDoctorCallback(check_every=5): not the default, so that its delay is not only that of its default cadence"),
-    Peer("rlprobe-eager", ("rlprobe==0.1.0", TRANSFORMERS), ("live",), GROUP,
-         "attach(..., diagnose_every=10): not the default, so that its delay is not only that of its default cadence; each diagnosis "
-         "reads the whole run again from disk, which is why not more often"),
 )  # fmt: skip
 
 def names_of(peer: Peer) -> dict[str, str]:
@@ -275,6 +277,34 @@ def baseline(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     return {"version": "", "python": "", "settings": (BASELINES[name].__doc__ or "").split("\n")[0], "mode": "live", "runs": played}
 
 
+@functools.cache
+def built_in() -> RuleSet:
+    """Our stable rules, read once."""
+    return load_rules()
+
+
+def own_seconds(run: Run) -> list[float]:
+    """Seconds of CPU that our name table and engine with all stable rules spend on each row of a run."""
+    mapper, engine, spent = Mapper(run.trainer, "trl"), Engine(built_in()), []
+    engine.observe(RunStart(run.name, run.trainer, "trl", config=run.config, total_steps=run.total_steps))
+    for row in run.rows:
+        if row.kind != "step":
+            logs = dict(row.logs)
+            begin = time.process_time()
+            engine.observe(mapper.frame(logs, step=row.step))
+            spent.append(time.process_time() - begin)
+    return spent
+
+
+def own_cost(runs: Sequence[Run]) -> dict[str, Any]:
+    """What a row costs us, played as the others are, each run in a process forked for it: medians over runs, with the first row and without."""
+    built_in()  # the fork inherits it, as a worker's fork inherits the imported tool
+    with get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        spent = [seconds for seconds in pool.imap(own_seconds, runs, chunksize=1) if len(seconds) > 1]
+    whole, later = ([1e6 * statistics.mean(seconds[start:]) for seconds in spent] for start in (0, 1))
+    return {"runs": len(spent), "us_per_row": round(statistics.median(whole)), "us_later": round(statistics.median(later))}
+
+
 def is_kept(peer: Peer, run: Run, kept: Tools) -> bool:
     """Whether this very run was played through this version and setup before."""
     version = peer.requires[0].partition("==")[2]
@@ -283,6 +313,13 @@ def is_kept(peer: Peer, run: Run, kept: Tools) -> bool:
         if (tool.get("version"), tool.get("settings")) != (version, peer.settings) or tool["runs"].get(run.name, {}).get("of") != fingerprint(run):
             return False
     return True
+
+
+def fresh(tools: Tools, prints: Mapping[str, str]) -> Tools:
+    """Tools without their answers about runs that were recorded again since, or are no longer; `prints` are fingerprints by run."""
+    return {
+        name: {**entry, "runs": {run: answer for run, answer in entry["runs"].items() if prints.get(run) == answer["of"]}} for name, entry in tools.items()
+    }
 
 
 def merged(kept: Tools, played: Tools, recorded: Collection[str]) -> Tools:
@@ -309,7 +346,7 @@ def totals(entry: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(path: Path, tools: Tools) -> None:
+def write(path: Path, tools: Tools, own: Mapping[str, Any] | None = None) -> None:
     """The result file: one line for the head of a tool and one for each of its runs, so that a change shows as the runs that changed."""
     blocks = []
     for name, entry in tools.items():
@@ -317,11 +354,12 @@ def write(path: Path, tools: Tools) -> None:
         runs = ",\n".join(f"{json.dumps(run)}: {json.dumps(entry['runs'][run], separators=(',', ':'))}" for run in sorted(entry["runs"]))
         blocks.append(f'{json.dumps(name)}: {head}, "runs": {{\n{runs}\n}}}}')
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('{"log_every": 1, "tools": {\n' + ",\n".join(blocks) + "\n}}\n", encoding="utf-8")
+    head = json.dumps({"log_every": 1, "own": own})[:-1]
+    path.write_text(head + ', "tools": {\n' + ",\n".join(blocks) + "\n}}\n", encoding="utf-8")
 
 
 def read(path: Path = RESULT) -> dict[str, Any]:
-    """The result file. ``["tools"][tool]["runs"][run]["alerts"]`` lists ``[step, rule, severity]``, with the claimed onset as a fourth."""
+    """The result file. ``["own"]`` is our own cost; ``["tools"][tool]["runs"][run]["alerts"]`` lists ``[step, rule, severity]``, with the claimed onset as a fourth."""
     loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
 
@@ -336,6 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer", action="append", choices=names, help="only this one; may be repeated")
     parser.add_argument("--split", choices=("dev", "aside", "all"), default="all")
     parser.add_argument("--again", action="store_true", help="also what was played before")
+    parser.add_argument("--own", action="store_true", help="also measure what a row costs us, under the same conditions")
     parser.add_argument("--envs", type=Path, default=ENVIRONMENTS, metavar="DIR", help="where the environments are")
     options = parser.parse_args(argv)
     wanted = options.peer or names
@@ -354,7 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no recorded runs in {options.recordings} for split {options.split}", file=sys.stderr)
         return 2
     print(f"{len(runs)} runs of {len(cases)} cases, {sum(len(run.rows) for run in runs)} rows", file=sys.stderr)
-    tools = read(options.out)["tools"] if options.out.exists() else {}
+    kept = read(options.out) if options.out.exists() else {"tools": {}}
+    tools, own = fresh(kept["tools"], {run.name: fingerprint(run) for run in recorded}), kept.get("own")
     try:
         for peer in peers:
             python_of(peer, options.envs)  # before an hour of playing, not after
@@ -366,11 +406,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 part = new[start : start + CHUNK]
                 print(f"{peer.name}: {start} of {len(new)} runs played", file=sys.stderr)
                 tools = merged(tools, play(peer, part, options.envs), {run.name for run in recorded})
-                write(options.out, tools)  # an interrupted run goes on where it broke off
+                write(options.out, tools, own)  # an interrupted run goes on where it broke off
     except (MissingEnvironment, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
-    write(options.out, tools)
+    if options.own:
+        own = own_cost(runs[:: max(1, len(runs) // 60)])
+    write(options.out, tools, own)
     for name, entry in tools.items():
         counts = entry["totals"]
         print(f"{name:18} {counts['alerts']:6} alerts in {counts['runs_with_alerts']} of {counts['runs']} runs, {counts.get('failed', 0)} failed")
