@@ -171,3 +171,16 @@ def test_a_reward_that_stands_still_is_neither_improving_nor_falling() -> None:
 def test_ancestors_are_transitive_and_composites_are_causes() -> None:
     rules = [rule("a"), rule("b", caused_by=("a",)), rule("c", caused_by=("b",)), rule("all", absorbs=("c",))]
     assert ancestors(rules)["c"] == {"a", "b", "all"}
+
+
+def test_the_cause_of_a_symptom_is_no_root_of_the_incident() -> None:
+    head, middle, effect = rule("head"), rule("middle"), rule("effect", caused_by=("head", "middle"))
+    made = maker(head, middle, effect)
+    made.take(finding(head, step=50), head)
+    place = made.incidents.place("effect", 52, made.open.values())
+    assert place == ("head", "symptom")
+    made.take(finding(effect, step=52, incident_id=place[0], role=place[1]), effect)
+    assert made.incidents.place("middle", 54, made.open.values()) == ("head", "symptom")
+    lone = maker(middle, effect)
+    lone.take(finding(effect, step=52), effect)
+    assert lone.incidents.place("middle", 54, lone.open.values()) == ("effect", "root")

@@ -117,7 +117,8 @@ class Incidents:
                 return other.incident, "symptom"
         for other in present:
             if rule in self._causes.get(other.rule, frozenset()) and step - other.step <= INCIDENT_UPDATES:
-                return other.incident, "root"
+                # Root of the incident only if it explains what the incident is named after, not one of its symptoms.
+                return other.incident, "root" if other.incident == other.finding_id else "symptom"
         return None, "independent"
 
 
