@@ -74,8 +74,9 @@ def test_a_teacher_that_knows_nothing(tmp_path, observe, name, broken):
 @pytest.mark.parametrize("name", STUDENTS)
 def test_a_learning_rate_a_hundred_times_too_high(tmp_path, observe, name):
     patient = observe(made(name, tmp_path, learning_rate=100 * HEALTHY["learning_rate"]))
-    assert patient.loud["student-diverges-from-teacher"] <= 20
-    assert "Consider reducing the learning rate" in line(patient, "student-diverges-from-teacher")
+    assert patient.loud["step-size-too-large"] <= 8
+    assert "reduce the learning rate" in line(patient, "step-size-too-large")
+    assert "student-diverges-from-teacher" in {one.rule.id for one in patient.monitor.findings if one.suppressed_by}
 
 
 @pytest.mark.parametrize(("name", "cap"), [("gkd", {"max_new_tokens": 3, "lmbda": 1.0}), *((name, {"max_completion_length": 3}) for name in ("distillation", "gold", "sdft", "sdpo"))])
