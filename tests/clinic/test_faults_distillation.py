@@ -95,8 +95,9 @@ def test_a_self_teacher_without_privileged_context(tmp_path, observe):
 
 
 def test_a_student_that_runs_away_from_the_model_it_was(tmp_path, observe):
-    patient = observe(made("sdft", tmp_path, learning_rate=100 * SELF["learning_rate"]))
-    assert patient.loud["student-leaves-teacher"] <= 12
+    patient = observe(made("sdft", tmp_path, learning_rate=20 * SELF["learning_rate"]))  # a hundred times is told as too large a step
+    assert "student-leaves-teacher" in patient.loud, patient.loud
+    assert patient.loud["student-leaves-teacher"] <= 25
     assert "Consider reducing the learning rate tenfold" in line(patient, "student-leaves-teacher")
 
 

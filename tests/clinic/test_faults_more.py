@@ -103,7 +103,7 @@ FAULTS = [
     Fault("nash_md", "a cap that cuts most answers", "truncated-completions", (30, 36), "of completions were cut at the token cap", lambda: {"max_new_tokens": 3}),
     Fault("iw_opd", "the teacher is the student", "teacher-equals-student", (10, 14), "Check that the teacher is another model than the student", lambda: {"teacher": build_distillation.speaker("plain")}),
     Fault("iw_opd", "a teacher with random weights", "teacher-knows-nothing", (9, 13), "Check that teacher and student share the tokenizer", lambda: {"teacher": tiny.model(tiny.tokenizer(), seed=7), "learning_rate": 3e-4}),
-    Fault("iw_opd", "a learning rate a hundred times too high", "student-diverges-from-teacher", (8, 20), "Consider reducing the learning rate", lambda: {"learning_rate": 0.1}, frozenset({"never-terminates", "truncated-completions", "loss-spike", "gradient-spike"})),
+    Fault("iw_opd", "a learning rate a hundred times too high", "step-size-too-large", (3, 8), "reduce the learning rate", lambda: {"learning_rate": 0.1}, frozenset({"never-terminates", "truncated-completions", "loss-spike", "gradient-spike"})),
     Fault("iw_opd", "a cap that cuts every answer", "truncated-completions", (30, 36), "of completions were cut at the token cap", lambda: {"max_completion_length": 4}),
     Fault("ssd", "answers shorter than its filter wants", "self-distillation-inactive", (10, 14), "filter_empty drops every answer of one line and fewer than 10 characters", lambda: {"filter_empty": True, "max_completion_length": 9}),
     Fault("ssd", "a cap that cuts every answer", "never-terminates", (8, 10), "raise max_completion_length", lambda: {"max_completion_length": 3}),
