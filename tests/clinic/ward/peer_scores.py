@@ -231,7 +231,7 @@ _NOTES = """What this comparison can and cannot say:
 * We wrote the faults, the healthy runs and the scoring, and our rules were tuned on the development half of these runs. The others saw none.
 * Tools see what TRL logs, one row per update. Recordings hold no completions and, but for the cases about time, no times: what a tool
   reads from text or step times is not tested. We are scored as attached: our hooks also measure what TRL does not log.
-* Runs are 60 to 120 updates. rl-doctor looks first at row 60 (with its cadence: 75) and rlprobe every 25 steps, so their delays are those of their cadence
+* Nearly all runs have 60 to 120 updates. rl-doctor looks first at row 60 (with its cadence: 75) and rlprobe every 25 steps, so their delays are those of their cadence
   and a fault late in a run may get one look or none. Their reports at the end do not suffer from that. Long runs would be kinder.
 * At TRL's default of a row every 10 updates rl-doctor would not look at such a run at all; one row per update is the kind setting for all of them.
 * TRL and transformers hide NaN: a loss that is not finite is logged as 0.0, and NaN is dropped from other metrics. What is left is usually the gradient norm,
@@ -239,7 +239,7 @@ _NOTES = """What this comparison can and cannot say:
 * Fixed thresholds fire on most healthy runs too: a share of detected faults is worth what the share of healthy runs warned beside it leaves of it.
 * Not every tool has played every run: see the runs of each row. `python -m tests.clinic.ward.peers` plays what is missing. Rows above different runs
   must not be compared with each other, only with us on the same runs.
-* The microseconds of each tool are wall time in its callbacks per row, cold, in a process per run, from answers played while the machine was quiet; ours are
-  CPU time of name table and engine on such rows, measured while it was busy, without hooks and files ([cost](benchmarks.md) has those). Trust orders of
+* The microseconds of each tool are wall time in its callbacks per row, cold, in a process per run, from the answers played first, on a shared
+  machine; ours are CPU time of name table and engine on such rows, measured later on the same machine, without hooks and files ([cost](benchmarks.md) has those). Trust orders of
   magnitude. Short runs hide a cost that grows with the run: rl-doctor and rlprobe read all of it again at each check.
 """
