@@ -2,6 +2,37 @@
 
 from __future__ import annotations
 
-TRIED = ""
-MISSED: dict[str, str] = {}
+TRIED = """Two goals are missed on the set-aside half: detection by one point (94 of 95 %) and the root cause first by three (82 of 85 %). What was tried
+on the development half before: a signal for the size of a step and a rule on it (a learning rate far too high is named within 3
+updates where loss and reward took 10 to 60, or said nothing), shorter windows where the evidence is strong (a learning rate of zero, a vanished gradient,
+answers that never end), rules that decide within a run of 100 updates (plateau, KL penalty, reward model at chance), causes that hide their
+effects. It moved from 69 % detected and 46 % root first (the 78 rules before) to 97 and 88 % there. What the set-aside half shows below was not
+repaired after looking: the next round needs new seeds and faults for that.
+"""
+MISSED: dict[str, str] = {
+    "grpo-off-policy": "Eight updates per batch at a rate sixty times too high: the size of the steps and single ratios speak before the share outside the clip range does. Both are true.",
+    "grpo-cap-short": "A spike of the gradient came first.",
+    "grpo-sign-flip": "The turned reward teaches answers that never end or are empty; that is told before the held-out score has its evidence.",
+    "grpo-gamed": "The paired test on held-out prompts did not reach its limit before the run ended.",
+    "grpo-format-over-task": "The task's part falls within the first 20 updates, from which the rule takes the level that it compares with.",
+    "grpo-length-zero": "A spike of the gradient, while answers shrink, comes 4 updates before the empty answers are told.",
+    "grpo-consensus": "Copies are paid for, the variety falls only to two thirds; the changed reward is seen as a fall and a plateau.",
+    "grpo-cold-sampling": "Copies from the first update on: there is no early variety to compare with.",
+    "grpo-dead-component": "In this seed the second function is silent for another reason: it is never constant over the rule's whole window.",
+    "grpo-reward-outlier": "The outliers widen the range of rewards so far that the level looks like a plateau, which is told first.",
+    "grpo-reward-noise": "A random reward wanders: in this seed its level was above the start when the rule looked.",
+    "rloo-length-paid": "A spike of the gradient came first.",
+    "rloo-wrong-sign": "In two seeds the turned reward teaches empty answers, told before the fall.",
+    "rloo-nan-layer": "Loss and gradient are NaN in one update and generation dies in the next: hidden-nan wants a second one. A defect, found by the set-aside half.",
+    "ppo-rate-100x": "In one seed the loss is not a number before anything else is told.",
+    "ppo-critic-random": "In three seeds cut answers are told before the critic.",
+    "ppo-reward-scale": "Scores a hundred times larger: the critic cannot follow, and critic-misleads speaks; the score's own jump has no rule in PPO.",
+    "ppo-kl-huge": "over-regularised reads beta and a KL per token; PPO has kl_coef and a KL per sequence. The plateau is told instead.",
+    "sft-noise": "Random labels are learned a little (the letters' frequencies), so that loss-plateau sees progress.",
+    "reward-random": "Scores that drift are told before the accuracy of a coin.",
+    "dpo-beta-huge": "A beta far too large for its data still separates the pairs of a tiny model; the held-out loss tells late.",
+    "dpo-few": "Single spikes of the gradient come first; held-out evidence comes with the evaluations, and in one seed not at all.",
+    "kto-reversed": "KTO's own accuracy does not exist; what speaks is a reference point stuck at 0 (kto-kl-zero), true and not the cause.",
+    "sdft-brief": "Answers shrink a little less in this seed.",
+}
 CURE_MISSED: dict[str, str] = {}
