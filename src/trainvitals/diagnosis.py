@@ -230,7 +230,7 @@ class VerdictMaker:
             # A cause speaks for its effects, but an error that a warning stands for is still what became of the run.
             effects = [entry for entry in self.open.values() if entry.suppressed and entry.severity == "error"]
             policy = [entry for entry in (*speaking, *effects) if _state(entry)]
-            shaping = leader if leader in policy and leader.severity == "error" or not policy else min(
+            shaping = leader if (leader in policy and leader.severity == "error") or not policy else min(
                 policy, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule)
             )  # fmt: skip
             state = _state(shaping) or self._healthy_state(final)[0]
