@@ -74,7 +74,7 @@ def test_expectations_that_hold(tmp_path: Path) -> None:
       - {at: 11, state: pending}
       - {fires_between: [12, 12], severity: warning, times: 1, message_has: "KL is 2"}
       - {at: 15, state: firing, suggests: {learning_rate: {from: 1.0e-6, to: 5.0e-7, apply: live}}, advice_has: Lower}
-      - {at: 15, verdict: diverged, data: ok}
+      - {at: 15, verdict: steady, data: ok}
       - {resolves_between: [22, 23]}
   - name: silent
     series: {policy.kl_ref: "0.5~0.01x30"}
