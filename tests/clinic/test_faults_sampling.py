@@ -108,7 +108,8 @@ def test_grpo_with_groups_of_two_on_a_hard_task(tmp_path, observe):
     patient = observe(build_sampling.grpo(str(tmp_path / "fault"), reward=hard, num_generations=2, **settings))
     assert patient.loud.keys() == {"groups-too-small"}
     assert "Groups of 2 are too small for this task. Consider num_generations=8 or more, or easier prompts." in said(patient, "groups-too-small")
-    twin = observe(build_sampling.grpo(str(tmp_path / "twin"), reward=hard, num_generations=8, **settings))
+    # At this rate nothing is learned in 60 updates either, which reward-plateau says from update 60 on: the twin is about its groups.
+    twin = observe(build_sampling.grpo(str(tmp_path / "twin"), reward=hard, num_generations=8, **{**settings, "max_steps": 55}))
     assert twin.loud == {}
 
 
