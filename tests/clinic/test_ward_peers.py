@@ -141,6 +141,8 @@ def test_the_rows_of_a_real_training_are_its_log(trainer: str, tmp_path: Path) -
     lines = [{**line, "run": "x-s0"} for line in lines if line["kind"] in ("run_start", "signal", "run_end")]
     record.save("x", {0: lines}, tmp_path)
     (run,) = read_runs("x", tmp_path)
+    for row in run.rows:  # our hook's share of padding, under async GRPO's name: no tool reads it
+        row.logs.pop("batch/pad_frac", None)
     assert [(row.step, len(row.logs)) for row in run.rows] == [(row["step"], len(set(row) - UNRECORDED[trainer]) - 1) for row in real.state.log_history]
     for row, logged in zip(run.rows, real.state.log_history, strict=True):
         if row.kind != "summary":
