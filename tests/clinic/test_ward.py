@@ -160,6 +160,7 @@ def test_judging_a_recording_is_deterministic() -> None:
     assert judge(records, case, 0, rules) == judge(records, case, 0, rules)
 
 
+@pytest.mark.slow  # a minute: it judges every recording
 def test_the_page_is_what_the_recordings_say() -> None:
     assert report.write(check=True) == 0, "run make clinic"
 
