@@ -36,6 +36,8 @@ def test_the_demo_shows_both_faults(tmp_path, capfd):
     assert "trainvitals check" in said
     fired = {record["rule"]["id"] for record in records(tmp_path) if record["kind"] == "finding" and record["state"] == "firing"}
     assert {"clip-ratio-high", "advantage-collapse"} <= fired
+    # And nothing that is not true of it: a newcomer's first run must not blame lengths or learning for a broken parser.
+    assert fired <= {"clip-ratio-high", "advantage-collapse", "reward-collapse", "reward-drop", "reward-solved", "throughput-drop"}
 
 
 def test_the_healthy_demo_says_nothing_but_the_end_block(tmp_path, capfd):
