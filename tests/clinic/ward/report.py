@@ -12,8 +12,8 @@ from tests.clinic.ward.case import Case
 from tests.clinic.ward.cases import CASES
 from tests.clinic.ward.cure import ARMS
 from tests.clinic.ward.score import Judged, judge_all, right_verdict, set_aside
-from tests.clinic.ward.tally import Share, Tally, per_rule, tally
-from tests.clinic.ward.why import CURE_MISSED, MISSED, TRIED
+from tests.clinic.ward.tally import Rate, Share, Tally, per_rule, tally
+from tests.clinic.ward.why import CURE_MISSED, FIRST_SCORED, MISSED, TRIED
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmark.md"
 RESULTS = Path(__file__).parent / "results"
@@ -75,28 +75,32 @@ def _counts(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
 def _goals(aside: Tally, dev: Tally, cases: Mapping[str, Case]) -> str:
     cured, uplift = _cured(cases)
 
-    def row(name: str, goal: str, value: Any, other: Any, met: bool | None = None) -> tuple[Any, ...]:
-        return name, goal, value, {True: "yes", False: "**no**", None: "not measured"}[met] if goal else "", other
+    first = {name: Share(*pair) for name, pair in FIRST_SCORED.items() if name in ("detected", "first", "verdict", "warned")}
+    false = Rate(*FIRST_SCORED["false"])
+    delay = FIRST_SCORED["delay"]
+
+    def row(name: str, goal: str, judged: Any, today: Any, other: Any, met: bool | None = None) -> tuple[Any, ...]:
+        return name, goal, judged, {True: "yes", False: "**no**", None: "not measured"}[met] if goal else "", today, other
 
     def at_least(share: Share, least: float) -> bool | None:
         return None if share.value is None else share.value >= least
 
     rows = [
-        row("detected", "at least 95 %", aside.detected, dev.detected, at_least(aside.detected, 0.95)),
-        row("false alarms per 1,000 healthy updates", "at most 0.2", aside.false_rate, dev.false_rate, None if aside.false_rate.value is None else aside.false_rate.value <= 0.2),
-        row("healthy runs with any warning", "at most 5 %", aside.false_runs, dev.false_runs, None if aside.false_runs.value is None else aside.false_runs.value <= 0.05),
-        row("median delay, updates", "at most 10", aside.delay, dev.delay, None if aside.delay is None else aside.delay <= 10),
-        row("root cause first", "at least 85 %", aside.first, dev.first, at_least(aside.first, 0.85)),
-        row("root cause among the first three", "", aside.three, dev.three),
-        row("right category first", "", aside.category, dev.category),
-        row("verdict right at the end", "at least 90 %", aside.verdict, dev.verdict, at_least(aside.verdict, 0.9)),
-        row("... of sick runs", "", aside.sick_verdict, dev.sick_verdict),
-        row("... of healthy runs", "", aside.healthy_verdict, dev.healthy_verdict),
-        row("cured by the first suggestion, of the curable", "at least 70 %", cured or "", "", at_least(cured, 0.7) if cured else None),
-        row("... above the random arm", "at least 30 points", "" if uplift is None else f"{100 * uplift:+.0f} points", "", None if uplift is None else uplift >= 0.3),
-        row("incidents per detected sick run", "", f"{aside.lines:.1f}" if aside.lines else "", f"{dev.lines:.1f}" if dev.lines else ""),
+        row("detected", "at least 95 %", first["detected"], aside.detected, dev.detected, at_least(first["detected"], 0.95)),
+        row("false alarms per 1,000 healthy updates", "at most 0.2", false, aside.false_rate, dev.false_rate, (false.value or 0.0) <= 0.2),
+        row("healthy runs with any warning", "at most 5 %", first["warned"], aside.false_runs, dev.false_runs, (first["warned"].value or 0.0) <= 0.05),
+        row("median delay, updates", "at most 10", delay, aside.delay, dev.delay, delay <= 10),
+        row("root cause first", "at least 85 %", first["first"], aside.first, dev.first, at_least(first["first"], 0.85)),
+        row("root cause among the first three", "", "", aside.three, dev.three),
+        row("right category first", "", "", aside.category, dev.category),
+        row("verdict right at the end", "at least 90 %", first["verdict"], aside.verdict, dev.verdict, at_least(first["verdict"], 0.9)),
+        row("... of sick runs", "", "", aside.sick_verdict, dev.sick_verdict),
+        row("... of healthy runs", "", "", aside.healthy_verdict, dev.healthy_verdict),
+        row("incidents per detected sick run", "", "", f"{aside.lines:.1f}" if aside.lines else "", f"{dev.lines:.1f}" if dev.lines else ""),
+        row("cured by the first suggestion, of the curable (both halves)", "at least 70 %", cured or "", "", "", at_least(cured, 0.7) if cured else None),
+        row("... above the random arm", "at least 30 points", "" if uplift is None else f"{100 * uplift:+.0f} points", "", "", None if uplift is None else uplift >= 0.3),
     ]  # fmt: skip
-    return "## Goals\n\n" + _table(("score", "goal", "set aside", "met", "development half"), rows)
+    return "## Goals\n\n" + _table(("score", "goal", "set aside, as first scored", "met", "set aside, today", "development half"), rows)
 
 
 def _parts(aside: Sequence[Judged], cases: Mapping[str, Case]) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 TRIED = """Two goals are missed on the set-aside half: detection by one point (94 of 95 %) and the root cause first by three (82 of 85 %). What was tried
 on the development half before: a signal for the size of a step and a rule on it (a learning rate far too high is named within 3
 updates where loss and reward took 10 to 60, or said nothing), shorter windows where the evidence is strong (a learning rate of zero, a vanished gradient,
 answers that never end), rules that decide within a run of 100 updates (plateau, KL penalty, reward model at chance), causes that hide their
-effects. It moved from 69 % detected and 46 % root first (the 78 rules before) to 97 and 88 % there. What the set-aside half shows below was not
-repaired after looking: the next round needs new seeds and faults for that.
+effects. It moved from 69 % detected and 46 % root first (the 78 rules before, on the 52 sick runs recorded by then) to 97 and 88 % there. After the set-aside half
+was looked at, one rule was repaired because of it (hidden-nan, rloo-nan-layer) and two because of the demo (length-collapse, reward-plateau):
+the goals above are judged by what it said first. The next round needs new seeds and faults.
 """
+FIRST_SCORED: dict[str, Any] = {"detected": (312, 331), "first": (271, 331), "verdict": (432, 467), "false": (0, 19_765), "warned": (0, 136), "delay": 10.0}
+"""What the set-aside half said the first time anybody looked, at commit 9521985: hits and tries, events and updates, median. The goals
+are judged by these, for afterwards rules were repaired: hidden-nan because of rloo-nan-layer itself, length-collapse and reward-plateau
+because of the demo. Make it anew only together with a new set-aside list."""
 MISSED: dict[str, str] = {
     "grpo-off-policy": "Eight updates per batch at a rate sixty times too high: the size of the steps and single ratios speak before the share outside the clip range does. Both are true.",
     "grpo-cap-short": "A spike of the gradient came first.",
@@ -23,7 +30,6 @@ MISSED: dict[str, str] = {
     "grpo-reward-noise": "A random reward wanders: in this seed its level was above the start when the rule looked.",
     "rloo-length-paid": "A spike of the gradient came first.",
     "rloo-wrong-sign": "In two seeds the turned reward teaches empty answers, told before the fall.",
-    "rloo-nan-layer": "Loss and gradient are NaN in one update and generation dies in the next: hidden-nan wants a second one. A defect, found by the set-aside half.",
     "ppo-rate-100x": "In one seed the loss is not a number before anything else is told.",
     "ppo-critic-random": "In three seeds cut answers are told before the critic.",
     "ppo-reward-scale": "Scores a hundred times larger: the critic cannot follow, and critic-misleads speaks; the score's own jump has no rule in PPO.",
