@@ -1,4 +1,4 @@
-"""Against river, where it is installed (`pip install river`; it brings scipy, so it is no dependency)."""
+"""Against river, a development dependency only: it brings scipy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-pytest.importorskip("river", reason="river is not installed")
+pytest.importorskip("river", reason="river is in the extra 'dev'")
 
 from against_river import scores, spike_difference
 
