@@ -13,6 +13,7 @@ from tests.clinic.ward.onset import Series, Twins, series, visible
 from tests.clinic.ward.record import Records, load, run_id
 
 from trainvitals.engine import Engine
+from trainvitals.events import Item
 from trainvitals.findings import Finding
 from trainvitals.names import Mapper
 from trainvitals.readers import own
@@ -101,9 +102,15 @@ def judge(records: Records, case: Case, seed: int, rules: RuleSet) -> Judged:
     recording = own.read("".join(json.dumps(record) + "\n" for record in records), run_id(case.id, seed), Mapper())
     steps = max((record.get("step") or 0 for record in records), default=0)
     judged = Judged(case.id, case.trainer, seed, split_of(case, seed), case.sick, case.hard, steps, case.onset)
+    listen(judged, recording.items, case, rules)
+    return judged
+
+
+def listen(judged: Judged, items: Iterable[Item], case: Case, rules: RuleSet) -> None:
+    """Play items through a fresh engine and note what a reader hears."""
     engine = Engine(rules)
     seen: set[str] = set()
-    for item in recording.items:
+    for item in items:
         for output in engine.observe(item):
             if not isinstance(output, Finding):
                 judged.states.append(output.state)
@@ -115,7 +122,6 @@ def judge(records: Records, case: Case, seed: int, rules: RuleSet) -> Judged:
         if not isinstance(output, Finding):
             judged.states.append(output.state)
     judged.causes = ranked(judged.after or judged.alarms)
-    return judged
 
 
 def _loud(finding: Finding, case: Case) -> bool:
