@@ -74,8 +74,9 @@ def judge_logs(cases: Iterable[Case], every: int, rules: RuleSet) -> Iterator[Ju
             twins[case.twin] = Twins(series(records) for records in load(case.twin).values())
         for run in read_runs(case.id):
             judged = Judged(case.id, case.trainer, run.seed, split_of(case, run.seed), case.sick, case.hard, run.rows[-1].step, case.onset)
-            recording = trainer_state.read(as_state(run, every), run.name, Mapper())
-            listen(judged, recording.items, case, rules)
+            state = as_state(run, every)
+            if json.loads(state)["log_history"]:  # a run that died before its first row left nothing to read
+                listen(judged, trainer_state.read(state, run.name, Mapper()).items, case, rules)
             if case.sick:
                 judged.visible, judged.visible_in = visible(series(recorded[run.seed]), twins[case.twin], case.onset) or (None, "")
             yield judged
