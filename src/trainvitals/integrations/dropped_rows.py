@@ -78,7 +78,7 @@ def rows(data: Any, args: Any) -> tuple[int, int] | None:
 
 def _test(columns: set[str], limit: int) -> Callable[[dict[str, Any]], bool] | None:
     """Whether TRL drops a row: its own conditions, by the columns that its preparation makes. None for other trainers."""
-    if {"prompt_ids", "chosen_ids", "rejected_ids"} <= columns:  # DPO
+    if {"prompt_ids", "chosen_ids", "rejected_ids"} <= columns:  # DPO; TPO makes the same and drops none
         return lambda row: len(row["prompt_ids"]) >= limit
     if {"chosen_ids", "rejected_ids"} <= columns:  # reward models
         return lambda row: max(len(row["chosen_ids"]), len(row["rejected_ids"])) > limit
