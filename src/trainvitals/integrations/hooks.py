@@ -21,7 +21,7 @@ import torch
 
 from trainvitals.integrations.facts import trainer_kind
 from trainvitals.integrations.later import Compute
-from trainvitals.integrations.lifecycle import status_of
+from trainvitals.integrations.lifecycle import cause_of, status_of
 from trainvitals.integrations.torch import parameter_norms
 from trainvitals.integrations.transformers import VitalsCallback, notice
 
@@ -235,7 +235,7 @@ class Hooks:
             try:
                 return original(*args, **kwargs)
             except BaseException as error:
-                callback.finish(status_of(error))
+                callback.finish(status_of(error), cause_of(error))
                 raise
 
         trainer.train = train

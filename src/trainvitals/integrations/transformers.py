@@ -217,8 +217,8 @@ class VitalsCallback(TrainerCallback):
             self.at_train_end.pop(0)(state)
         self._boundary("train_end")
 
-    def finish(self, status: Status = "completed") -> None:
-        """Stop observing and close the monitor if it is ours; safe to call twice."""
+    def finish(self, status: Status = "completed", detail: str | None = None) -> None:
+        """Stop observing and close the monitor if it is ours, with what ended the run (`cause_of`); safe to call twice."""
         if not self._running:
             return
         self._running = False
@@ -232,7 +232,7 @@ class VitalsCallback(TrainerCallback):
                 if self.hooks is not None:
                     self.hooks.finish(status)
                 if self._owned and self.monitor is not None:
-                    self.monitor.close(status)
+                    self.monitor.close(status, detail)
             except Exception as error:
                 notice(f"could not close the records: {type(error).__name__}: {error}")
             finally:
