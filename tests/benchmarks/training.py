@@ -118,6 +118,7 @@ def builders() -> dict[str, Build]:
 def _deep(output_dir: str, **changes: Any) -> Any:
     """SFT of a model as deep as real ones are: 24 layers, 170 matrices; still narrow."""
     from tests.suite import build_supervised
+
     from trainvitals.integrations import tiny
 
     vocabulary = tiny.tokenizer()
