@@ -32,7 +32,7 @@ def install(hooks: Hooks) -> None:
     trainer = hooks.trainer
     data = getattr(trainer, "train_dataset", None)
     counts = rows(data, trainer.args)
-    if hasattr(data, "num_rows") and not data.num_rows:  # torch will complain about its sampler, or training end at once as if all were well
+    if getattr(data, "num_rows", None) == 0:  # torch will complain about its sampler, or training end at once as if all were well
         limit, given = getattr(trainer.args, "max_length", None), counts[0] if counts else 0
         why = f": all {given} rows were dropped because they do not fit max_length={limit}" if given else f"; do its rows fit max_length={limit}?" if limit else ""
         from trainvitals.integrations.transformers import notice

@@ -40,9 +40,11 @@ def cause_of(error: BaseException) -> str | None:
     installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {_PACKAGE})
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*installed, "<"))]
-    place = (own or frames or [None])[-1]
-    where = "" if place is None else f" in {place.name} ({os.path.basename(place.filename)}:{place.lineno})"
-    return f"{type(error).__name__}{where}"
+    name = type(error).__name__
+    if not frames:
+        return name
+    place = (own or frames)[-1]
+    return f"{name} in {place.name} ({os.path.basename(place.filename)}:{place.lineno})"
 
 
 class ExitGuard:
