@@ -287,12 +287,13 @@ def costs(names: Sequence[str], **options: Any) -> Iterator[Cost]:
 
 def main() -> int:
     """Print one line per trainer."""
-    print(f"{'trainer':<15} {'rounds':>6} {'without':>8}   {'with / without (95%)':<24} {'again / without (95%)':<24} {'more':>7} {'own':>7} {'gc':>6}  ms a step")
+    print(f"{'trainer':<15} {'rounds':>6} {'without':>8}   {'with / without (95%)':<24} {'again / without (95%)':<24} {'more (95%)':<22} {'own':>5} {'gc':>6}  ms a step")
     for cost in costs(sys.argv[1:]):
         ratio, noise = (f"{one.middle:.3f} ({one.interval[0]:.3f} to {one.interval[1]:.3f})" for one in (cost.ratio, cost.noise))
         print(
             f"{cost.trainer:<15} {cost.rounds:>6} {cost.plain * 1e3:>8.1f}   {ratio:<24} {noise:<24}"
-            f" {cost.more.middle * 1e3:>7.2f} {cost.own * 1e3:>7.2f} {cost.collected * 1e3:>6.2f}  {'within noise' if cost.within_noise else ''}",
+            f" {f'{cost.more.middle * 1e3:.2f} ({cost.more.interval[0] * 1e3:.2f} to {cost.more.interval[1] * 1e3:.2f})':<22} {cost.own * 1e3:>5.2f}"
+            f" {cost.collected * 1e3:>6.2f}  {'within noise' if cost.within_noise else ''}",
             flush=True,
         )
     return 0
