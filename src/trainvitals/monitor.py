@@ -95,6 +95,7 @@ class Monitor:
         self._coverage: CoverageRecord | None = None
         self._final: Verdict | None = None
         self._ending = self._closed = self._carried = False
+        self._ended: RunEnd | None = None
         self._busy = 0
         self._reported: set[str] = set()
         self._error: Exception | None = None
@@ -240,6 +241,7 @@ class Monitor:
             self._ending = True
             if item.detail is not None:
                 item = replace(item, detail=safe_scalars({"detail": one_line(item.detail)}).get("detail"))
+            self._ended = item
         self.bus.publish(item)
 
     def _default_run(self, time: float | None) -> RunStart:
@@ -352,6 +354,9 @@ class Monitor:
         }
         if verdict is not None and verdict.resume_from:
             lines["last_healthy_checkpoint"] = verdict.resume_from
+        if self._ended is not None and self._ended.status != "completed":
+            why = "" if self._ended.detail is None else f": {self._ended.detail}"
+            lines["ended"] = f"{self._ended.status} after update {self.step}{why}"
         lines["rules_evaluated"] = evaluated
         lines["rules_not_evaluated"] = len(rules) - evaluated
         if self._file is not None:

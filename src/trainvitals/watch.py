@@ -195,9 +195,14 @@ class Watched:
         if rule.trainers and trainer not in rule.trainers and trainer != "unknown":
             self.off, self.reason = "not_applicable", f"applies to {', '.join(rule.trainers)}; this is {trainer}"
             return
-        if rule.applies_where is not None and binder.bind(rule.applies_where, rule.param_values, rule.lets)() is False:
-            self.off, self.reason = "not_applicable", f"applies where {rule.applies_where.text}"
-            return
+        if rule.applies_where is not None:
+            applies = binder.bind(rule.applies_where, rule.param_values, rule.lets)()
+            if applies is False:
+                self.off, self.reason = "not_applicable", f"applies where {rule.applies_where.text}"
+                return
+            if applies is not True:
+                self.off, self.reason = "inactive", f"applies where {rule.applies_where.text}, which is not known of this run"
+                return
         if rule.for_each is None:
             watch = self.instances.get("") or self.watch(None, origin)
             watch.bind(binder)

@@ -96,6 +96,7 @@ FAULTS = [
     Fault("a2po", "a cap that cuts every answer", "never-terminates", (30, 34), "raise max_completion_length", lambda: {"max_completion_length": 3}),
     Fault("bco", "one class only", "kto-one-class", (20, 25), "100% of the examples of the last 20 updates are desirable", lambda: {"data": build_preference.examples((True,))}),
     Fault("bco", "weights that do not move", "policy-equals-reference", (30, 32), "Nothing is being trained. Check that the adapter or the model is trainable", lambda: {"learning_rate": FROZEN}),
+    Fault("bco", "a learning rate a thousand times too high", "step-size-too-large", (3, 8), "reduce the learning rate", lambda: {"learning_rate": 0.1}),
     Fault("xpo", "weights that do not move", "policy-equals-reference", (30, 32), "Nothing is being trained.", lambda: {"learning_rate": FROZEN}),
     Fault("xpo", "a reward model that says the same about everything", "judge-undecided", (20, 25), "got equal scores over 20 updates", lambda: {"scorer": equal_scores()}),
     Fault("xpo", "a cap that cuts most answers", "truncated-completions", (30, 36), "of completions were cut at the token cap", lambda: {"max_new_tokens": 3}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from trainvitals.integrations import tiny
 from trainvitals.integrations.grpo import ratio_stats
+from trainvitals.integrations.lifecycle import cause_of
 from trainvitals.integrations.transformers import VitalsCallback
 from trainvitals.integrations.trl import attach, detach
 
@@ -189,3 +192,44 @@ def test_sequence_level_ratios(tmp_path, monitor):
     assert (outside * 32) == pytest.approx(round(outside * 32))  # a share of 32 sequences, not of tokens
     assert monitor.start.emits
     assert monitor.series("policy.clip_high")[1] == pytest.approx(1.01)
+
+
+def test_a_reward_function_that_raises_ends_the_run_under_its_name(tmp_path, capsys):
+    """TRL's own exception comes through untouched; the end block and the records say where it was, not what it said."""
+    said = KeyError("no field 'answer' in: a text of the data")
+    calls = []
+
+    def judge(completions, **kwargs):
+        calls.append(len(completions))
+        if len(calls) == 4:
+            raise said
+        return tiny.vowels(completions, **kwargs)
+
+    trainer = tiny.grpo(str(tmp_path), reward=judge, max_steps=8, per_device_train_batch_size=8)
+    callback = attach(trainer)
+    with pytest.raises(KeyError) as caught:
+        trainer.train()
+    assert caught.value is said
+    assert caught.traceback[-1].name == "judge"
+    where = f"KeyError in judge (test_attach_grpo.py:{caught.traceback[-1].lineno + 1})"
+    block = capsys.readouterr().err
+    assert block.count("--- trainvitals") == 1
+    assert f"\nvitals_ended: failed after update 3: {where}\n" in block
+    assert "a text of the data" not in block
+    rows = [json.loads(line) for line in (tmp_path / "vitals" / "rank0.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows[-3:]] == ["verdict", "coverage", "run_end"]
+    assert (rows[-1]["status"], rows[-1]["detail"], rows[-1]["step"]) == ("failed", where, 3)
+    assert not callback.off
+    assert callback._watchdog is None
+
+
+def test_where_an_exception_came_from():
+    def parse():
+        json.loads("{")
+
+    with pytest.raises(json.JSONDecodeError) as caught:
+        parse()
+    assert re.fullmatch(r"JSONDecodeError in parse \(test_attach_grpo\.py:\d+\)", cause_of(caught.value))
+    assert cause_of(KeyboardInterrupt()) is None
+    assert cause_of(SystemExit(3)) is None
+    assert cause_of(ValueError("never raised")) == "ValueError"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,9 @@ def test_a_training_that_fails_prints_its_end_block(told, trainer, capsys, monke
     with pytest.raises(RuntimeError, match="out of luck"):
         trainer.train()
     assert [report["ended"] for report in reports()] == ["failed"]
-    assert "\nvitals_verdict: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "\nvitals_verdict: " in said
+    assert re.search(r"\nvitals_ended: failed after update 0: RuntimeError in fail \(test_autoattach\.py:\d+\)\n", said)
 
 
 def test_a_training_that_fails_before_it_begins_says_nothing(told, trainer, capsys):

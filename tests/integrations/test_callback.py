@@ -116,6 +116,33 @@ def test_state_travels_with_the_checkpoint(tmp_path, monitor):
     assert [frame.step for frame in again.frames] == [3, 4]
 
 
+def test_after_a_resume_the_data_are_compared_with_the_beginning_of_the_whole_run(tmp_path, monitor):
+    """16 updates of 8 rows are the start, 16 more the newest stretch: the first look comes at update 32, whichever process is at it."""
+    settings = {"max_steps": 36, "logging_steps": 36, "lr_scheduler_type": "constant"}
+    whole = tiny.sft(str(tmp_path / "whole"), **settings)
+    attach(whole, monitor=monitor)
+    whole.train()
+    looks = monitor.series("data.drift_ratio")
+    assert set(looks) == {32, 36}
+
+    out = str(tmp_path / "parts")
+    first = tiny.sft(out, **{**settings, "max_steps": 20}, save_strategy="steps", save_steps=20)
+    attach(first, monitor=type(monitor)())
+    first.train()
+    again = type(monitor)()
+    second = tiny.sft(out, **settings, save_strategy="no")
+    attach(second, monitor=again)
+    second.train(resume_from_checkpoint=f"{out}/checkpoint-20")
+    assert again.series("data.drift_ratio") == looks
+
+    saved = tmp_path / "parts" / "checkpoint-20" / STATE_FILE  # of an older version: it starts anew
+    saved.write_text(json.dumps({key: value for key, value in json.loads(saved.read_text()).items() if key != "hooks"}))
+    third, anew = tiny.sft(out, **settings, save_strategy="no"), type(monitor)()
+    attach(third, monitor=anew)
+    third.train(resume_from_checkpoint=f"{out}/checkpoint-20")
+    assert anew.series("data.drift_ratio") == {}
+
+
 def test_a_moved_checkpoint_is_found_when_attached(tmp_path, monitor):
     first = tiny.sft(str(tmp_path / "a"), max_steps=2, save_strategy="steps", save_steps=2)
     attach(first, monitor=monitor)

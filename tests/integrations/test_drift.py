@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from random import Random
@@ -205,3 +206,21 @@ def test_pairs_and_batches_of_one_length_are_left_alone():
     assert _by_length(SimpleNamespace(group_by_length=True))
     assert _by_length(SimpleNamespace(train_sampling_strategy="group_by_length"))
     assert not _by_length(SimpleNamespace(train_sampling_strategy="random"))
+
+
+def test_what_was_saved_goes_on_as_if_nothing_had_happened():
+    random = Random(4)
+    rows = table(words(random, 300, range(30)))
+    whole, first = Drift(32, 8), Drift(32, 8)
+    for part in rows[:100].reshape(25, 4, -1):
+        assert whole.add(part) == first.add(part)
+    text = json.dumps(first.state_dict())
+    assert len(text) < 20_000
+    second = Drift(32, 8)
+    second.load_state_dict(json.loads(text))
+    looks = [(whole.add(part), second.add(part)) for part in rows[100:].reshape(50, 4, -1)]
+    assert all(one == other for one, other in looks)
+    assert any(one is not None for one, _ in looks)
+    empty = Drift()
+    empty.load_state_dict(json.loads(json.dumps(Drift().state_dict())))
+    assert empty.state_dict() == Drift().state_dict()

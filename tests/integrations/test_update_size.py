@@ -15,7 +15,7 @@ import transformers  # noqa: E402
 from trainvitals.integrations import tiny  # noqa: E402
 from trainvitals.integrations.later import Later  # noqa: E402
 from trainvitals.integrations.trl import attach  # noqa: E402
-from trainvitals.integrations.update_size import NUMBERS, TENSORS, UpdateSize, sample  # noqa: E402
+from trainvitals.integrations.update_size import NUMBERS, TENSORS, UpdateSize, places, sample, stride  # noqa: E402
 
 
 def test_a_known_step_has_its_known_ratio() -> None:
@@ -42,6 +42,40 @@ def test_the_sample_is_bounded_and_leaves_out_what_does_not_train() -> None:
     trained = {layer.weight.data_ptr() for layer in layers[1::2]}
     assert {view.data_ptr() for view in views} <= trained
     assert sample([torch.nn.Parameter(torch.zeros(5))]) == []
+
+
+def test_the_places_are_spread_and_keep_no_time_with_kinds_of_matrices_that_take_turns() -> None:
+    for count in range(1, 4001):
+        found = places(count)
+        assert len(set(found)) == min(count, TENSORS)
+        assert found == sorted(found)
+        assert 0 <= found[0] <= found[-1] < count
+        if count > TENSORS and count % 2 == 0:  # LoRA's A and B
+            assert 2 <= sum(place % 2 for place in found) <= TENSORS - 2
+        if count > TENSORS and count % 7 == 0:  # seven projections in a layer
+            assert len({place % 7 for place in found}) >= 4
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (4096, 16), (16, 4096), (128, 64), (11008, 4096), (300, 300), (4, 4), (151936, 896)])
+def test_numbers_of_a_matrix_come_from_many_columns_and_all_over_it(shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    taken = range(0, rows * columns, stride(rows * columns, columns))[:NUMBERS]
+    assert min(NUMBERS, rows * columns) / 2 <= len(taken) <= NUMBERS
+    assert taken[-1] >= 0.97 * (rows * columns - 1)
+    assert len({place % columns for place in taken}) >= min(columns, len(taken)) * 0.9
+
+
+def test_of_an_adapter_both_matrices_are_sampled(tmp_path: Any) -> None:
+    import peft
+
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict({f"layer{i}": torch.nn.ModuleDict({name: torch.nn.Linear(32, 32) for name in "qkvo"}) for i in range(8)})
+    model = peft.get_peft_model(layers, peft.LoraConfig(r=4, target_modules=list("qkvo")))
+    names = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(names) == 64  # an even stride of 4 would take A sixteen times
+    kinds = ["A" if "lora_A" in names[view.data_ptr()] else "B" for view in sample(model.parameters())]
+    assert 4 <= kinds.count("A") <= 12
+    assert kinds.count("A") + kinds.count("B") == TENSORS
 
 
 def test_weights_of_zero_have_no_relative_step() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainvitals.findings import SEVERITIES, Finding, RunEndRecord, Verdict
-from trainvitals.integrations.lifecycle import status_of
+from trainvitals.integrations.lifecycle import cause_of, status_of
 
 if TYPE_CHECKING:
     from trainvitals.monitor import Monitor
@@ -44,7 +44,7 @@ def before_training(trainer: Any) -> Callable[[BaseException], None] | None:
             callback = attach(trainer, **monitor_options(options))
 
             def failed(error: BaseException) -> None:
-                callback.finish(status_of(error))
+                callback.finish(status_of(error), cause_of(error))
 
         trainer.add_callback(_reporter(callback, Report(type(trainer).__name__, options)))
     elif hasattr(trainer, "strategy"):

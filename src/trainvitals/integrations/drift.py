@@ -20,10 +20,12 @@ rule asks for. A change of the mixture of topics in the middle was found in 19 o
 
 from __future__ import annotations
 
+import base64
 import itertools
 import math
+import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +57,9 @@ def install(hooks: Hooks) -> None:
     trainer = hooks.trainer
     if hasattr(trainer, "num_generations"):
         if hasattr(trainer, "_calculate_rewards") and not hasattr(trainer, "teacher_context_builder"):
-            hooks.wrap(trainer, "_generate", _Sampled(hooks).after_generate, gives=SIGNALS)
+            sampled = _Sampled(hooks)
+            hooks.wrap(trainer, "_generate", sampled.after_generate, gives=SIGNALS)
+            hooks.saved["drift of prompts"], hooks.saved["drift of completions"] = sampled.prompts, sampled.completions
         return
     if any(hasattr(trainer, name) for name in ("teacher_model", "generate_on_policy_outputs")) or _by_length(trainer.args):
         return  # a student's own answers are no data, and batches of one length are no independent sequences
@@ -64,6 +68,7 @@ def install(hooks: Hooks) -> None:
         reader = _Labelled(hooks)
         hooks.wrap(trainer, "compute_loss", before=reader.before_loss, gives=_INPUT)
         hooks.at_step_end.append(reader.step_end)
+        hooks.saved["drift of sequences"] = reader.drift
 
 
 def _by_length(args: Any) -> bool:
@@ -106,6 +111,27 @@ class Drift:
         first, last = np.stack(self._start), np.stack(self._recent)
         parts = [distance(first[:, part], last[:, part]) for part in (slice(BUCKETS), slice(BUCKETS, None))]
         return max(parts, key=lambda pair: pair[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both stretches, for a checkpoint: some ten kilobytes."""
+        return {"start": _packed(self._start), "recent": _packed(self._recent), "new": self._new}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was."""
+        start, recent, new = _unpacked(state["start"]), _unpacked(state["recent"]), int(state["new"])
+        self._start, self._new = start[: self._units], new
+        self._recent.clear()
+        self._recent.extend(recent)
+
+
+def _packed(rows: Iterable[Counts]) -> str:
+    """Rows of counts, most of which are 0, as text."""
+    return base64.b64encode(zlib.compress(b"".join(row.astype("<f4").tobytes() for row in rows))).decode("ascii")
+
+
+def _unpacked(text: str) -> list[Counts]:
+    table = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<f4").reshape(-1, BUCKETS + _SIZES)
+    return [row.astype(np.float32) for row in table]
 
 
 def distance(first: Counts, last: Counts) -> tuple[float, float]:
@@ -172,7 +198,7 @@ class _Sampled:
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
-        self._prompts, self._completions = Drift(), Drift()
+        self.prompts, self.completions = Drift(), Drift()
 
     def after_generate(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """One generation batch: token ids as lists on the host, the completions of one prompt adjoin."""
@@ -183,8 +209,8 @@ class _Sampled:
         if isinstance(mask, list) and mask and isinstance(mask[0], list) and [len(row) for row in mask] == [len(row) for row in completions]:
             completions = [[token for token, own in zip(row, keep, strict=True) if own] for row, keep in zip(completions, mask, strict=True)]
         groups = _groups(prompts)[-UNITS:]
-        self._give("data", self._prompts, [unit([prompts[begin]]) for begin, _ in groups])
-        self._give("completion", self._completions, [unit(completions[begin:end]) for begin, end in groups])
+        self._give("data", self.prompts, [unit([prompts[begin]]) for begin, _ in groups])
+        self._give("completion", self.completions, [unit(completions[begin:end]) for begin, end in groups])
 
     def _give(self, family: str, drift: Drift, rows: list[Counts]) -> None:
         told = drift.add(np.stack(rows)) if rows else None
@@ -204,7 +230,7 @@ class _Labelled:
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
-        self._drift = Drift()
+        self.drift = Drift()
         self._counts: torch.Tensor | None = None
 
     def before_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -229,5 +255,5 @@ class _Labelled:
         table = tensors[0].numpy().astype(np.float32)[-UNITS:]
         sizes = np.zeros((len(table), _SIZES), dtype=np.float32)
         sizes[np.arange(len(table)), [size_of(int(length)) for length in table[:, -1]]] = 1
-        told = self._drift.add(np.concatenate([table[:, :BUCKETS], sizes], axis=1))
+        told = self.drift.add(np.concatenate([table[:, :BUCKETS], sizes], axis=1))
         return {} if told is None else {"data.drift": told[0], "data.drift_ratio": told[1]}

@@ -7,6 +7,7 @@ from trainvitals.integrations import (
     async_rollout,
     distillation,
     drift,
+    dropped_rows,
     moe,
     ppo,
     preference,
@@ -17,5 +18,5 @@ from trainvitals.integrations import (
     supervised,
 )
 
-FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, reward_range, ranks)
+FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, reward_range, ranks)
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

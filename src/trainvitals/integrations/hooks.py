@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from trainvitals.integrations.facts import trainer_kind
 from trainvitals.integrations.later import Compute
-from trainvitals.integrations.lifecycle import status_of
+from trainvitals.integrations.lifecycle import cause_of, status_of
 from trainvitals.integrations.torch import parameter_norms
 from trainvitals.integrations.transformers import VitalsCallback, notice
 
@@ -53,6 +53,16 @@ class _Wrap:
     readers: list[Reader] = field(default_factory=list)
 
 
+class Saved(Protocol):
+    """What remembers the start of a run, and so must outlive a resume."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as JSON holds it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was."""
+
+
 class Hooks:
     """The wraps on one trainer instance.
 
@@ -68,6 +78,7 @@ class Hooks:
         metric_names: Raw metrics read from the trainer step by step; log rows repeat them as averages.
         at_step_end: Called when an optimizer step is over, before its values are handed on; families append to it.
         at_finish: Called once when training is over, with how it ended, before the records are closed.
+        saved: What goes into a checkpoint and comes back from it, by name; families add to it.
     """
 
     def __init__(self, callback: VitalsCallback, trainer: Any, families: Iterable[Callable[[Hooks], None]]) -> None:
@@ -77,6 +88,7 @@ class Hooks:
         self._paused = False
         self.at_step_end: list[Callable[[], None]] = []
         self.at_finish: list[Callable[[str], None]] = []
+        self.saved: dict[str, Saved] = {}
         self._wraps: dict[tuple[int, str], _Wrap] = {}
         self._losses: list[torch.Tensor] = []
         self._seconds: dict[str, float] = {}
@@ -223,7 +235,7 @@ class Hooks:
             try:
                 return original(*args, **kwargs)
             except BaseException as error:
-                callback.finish(status_of(error))
+                callback.finish(status_of(error), cause_of(error))
                 raise
 
         trainer.train = train
@@ -285,6 +297,16 @@ class Hooks:
                 end(status)
             except Exception as error:
                 notice(f"{end.__qualname__} failed: {type(error).__name__}: {error}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the families remember, for a checkpoint."""
+        return {name: one.state_dict() for name, one in self.saved.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was; what it does not hold (it is older, or of another trainer) starts anew."""
+        for name, one in self.saved.items():
+            if name in state:
+                one.load_state_dict(state[name])
 
     def read_metrics(self) -> None:
         """Take the entries that TRL appended since the last call; before every log row, which empties TRL's lists."""

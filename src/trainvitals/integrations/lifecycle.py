@@ -6,12 +6,15 @@ import atexit
 import os
 import signal
 import sys
+import sysconfig
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Literal
 
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 Status = Literal["completed", "interrupted", "failed", "killed"]
 
 
@@ -24,6 +27,24 @@ def status_of(error: BaseException | None) -> Status:
     if isinstance(error, SystemExit):
         return "completed" if error.code in (None, 0) else "interrupted"
     return "failed"
+
+
+def cause_of(error: BaseException) -> str | None:
+    """Which exception ended a run, and where, in one line: ``KeyError in judge (rewards.py:8)``; None for an end on purpose.
+
+    The place is the innermost one that belongs to no installed package: a user's reward function and not what it called. The exception's own
+    words are left out, since they may quote a prompt; the traceback has them.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return None
+    installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {_PACKAGE})
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*installed, "<"))]
+    name = type(error).__name__
+    if not frames:
+        return name
+    place = (own or frames)[-1]
+    return f"{name} in {place.name} ({os.path.basename(place.filename)}:{place.lineno})"
 
 
 class ExitGuard:

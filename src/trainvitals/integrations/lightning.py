@@ -24,7 +24,7 @@ import torch
 
 from trainvitals.events import Boundary, BoundaryKind, Frame, RunStart
 from trainvitals.integrations.later import Later
-from trainvitals.integrations.lifecycle import ExitGuard, Status, status_of
+from trainvitals.integrations.lifecycle import ExitGuard, Status, cause_of, status_of
 from trainvitals.integrations.torch import memory_signals, parameter_norms
 from trainvitals.integrations.watchdog import Watchdog
 from trainvitals.monitor import Monitor
@@ -144,9 +144,9 @@ class LightningVitals(_Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Print it as well when the training fails or is interrupted; Lightning raises this on SIGTERM too."""
-        self.finish("killed" if type(exception).__name__ == "SIGTERMException" else status_of(exception))
+        self.finish("killed" if type(exception).__name__ == "SIGTERMException" else status_of(exception), cause_of(exception))
 
-    def finish(self, status: Status = "completed") -> None:
+    def finish(self, status: Status = "completed", detail: str | None = None) -> None:
         """Stop observing and close the monitor; safe to call twice."""
         self.guard.remove()
         if self._watchdog is not None:
@@ -156,7 +156,7 @@ class LightningVitals(_Callback):
             late = {} if self.off else self._later.ready(wait=True)
             if late:
                 self.monitor.publish(self._mapper.frame(late, step=self._step, phase="train", time=time.time(), closes=False))
-            self.monitor.close(status)
+            self.monitor.close(status, detail)
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning writes into its checkpoints, so that a resumed run goes on with its baselines."""

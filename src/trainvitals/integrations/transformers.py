@@ -188,6 +188,8 @@ class VitalsCallback(TrainerCallback):
             low, high = saved["seen"]
             self.seen = RewardRange() if low is None else RewardRange(low, high)
             self.monitor.load_state_dict(saved["monitor"])
+            if self.hooks is not None:
+                self.hooks.load_state_dict(saved.get("hooks", {}))
         elif step > 0:
             notice(f"no {STATE_FILE} in the checkpoint of step {step}: rules start with empty windows")
         self.monitor.publish(run)
@@ -215,8 +217,8 @@ class VitalsCallback(TrainerCallback):
             self.at_train_end.pop(0)(state)
         self._boundary("train_end")
 
-    def finish(self, status: Status = "completed") -> None:
-        """Stop observing and close the monitor if it is ours; safe to call twice."""
+    def finish(self, status: Status = "completed", detail: str | None = None) -> None:
+        """Stop observing and close the monitor if it is ours, with what ended the run (`cause_of`); safe to call twice."""
         if not self._running:
             return
         self._running = False
@@ -230,7 +232,7 @@ class VitalsCallback(TrainerCallback):
                 if self.hooks is not None:
                     self.hooks.finish(status)
                 if self._owned and self.monitor is not None:
-                    self.monitor.close(status)
+                    self.monitor.close(status, detail)
             except Exception as error:
                 notice(f"could not close the records: {type(error).__name__}: {error}")
             finally:
@@ -408,7 +410,7 @@ class VitalsCallback(TrainerCallback):
         self._flush()
         folder = os.path.join(str(args.output_dir), f"checkpoint-{state.global_step}")
         if os.path.isdir(folder) and self.monitor is not None:
-            saved = {"monitor": self.monitor.state_dict(), "seen": self.seen.bounds()}
+            saved = {"monitor": self.monitor.state_dict(), "seen": self.seen.bounds(), "hooks": {} if self.hooks is None else self.hooks.state_dict()}
             path = os.path.join(folder, _state_file(int(args.process_index)))
             with open(f"{path}.tmp", "w", encoding="utf-8") as file:
                 json.dump(saved, file)

@@ -3,11 +3,14 @@
 The learning rate says how far a step should go, this says how far it went: a rate that is far too high shows here from the first
 update on, before loss or reward can tell. Copying all weights would double their memory, so a fixed sample stands for them: every
 so manieth number of up to `TENSORS` matrices, `NUMBERS` of each at most. The sample is a vector of at most 256 KiB on the weights'
-own device; nothing is read from there within the step.
+own device; nothing is read from there within the step. Weights have a rhythm (LoRA's A and B in turn, seven projections a layer, rows of
+4,096 numbers), so neither choice may have one: an even stride would see one kind of matrix, or one column of each.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable
 
 import torch
@@ -16,6 +19,7 @@ from trainvitals.integrations.later import Later
 
 TENSORS = 16
 NUMBERS = 4096
+_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples with 1, 4, 9, ... are spread evenly and keep no time with anything
 
 
 class UpdateSize:
@@ -50,8 +54,28 @@ def sample(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
     """
     fitting = [p for p in parameters if p.requires_grad and p.dim() >= 2 and p.is_contiguous() and type(p.data).__name__ != "DTensor"]
     fitting = [p for p in fitting if p.device == fitting[0].device and p.numel() > 0]
-    chosen = fitting[:: max(1, -(-len(fitting) // TENSORS))]
-    return [p.detach().view(-1)[:: max(1, p.numel() // NUMBERS)][:NUMBERS] for p in chosen]
+    return [p.detach().view(-1)[:: stride(p.numel(), p.shape[-1])][:NUMBERS] for p in (fitting[i] for i in places(len(fitting)))]
+
+
+def places(count: int) -> list[int]:
+    """Up to `TENSORS` of `count` places: one in each of equal stretches, at a point of the stretch that wanders without a rhythm."""
+    if count <= TENSORS:
+        return list(range(count))
+    edges = [i * count // TENSORS for i in range(TENSORS + 1)]
+    return [begin + int(i * i * _GOLDEN % 1 * (end - begin)) for i, (begin, end) in enumerate(itertools.pairwise(edges))]
+
+
+def stride(numbers: int, row: int) -> int:
+    """Step through a matrix that gives `NUMBERS` numbers or somewhat fewer, from all its rows and columns in turn.
+
+    Args:
+        numbers: Of the matrix.
+        row: Of one row; a step with a common factor would come back to the same columns.
+    """
+    step = max(1, numbers // NUMBERS)
+    while math.gcd(step, row) > 1:
+        step += 1
+    return step
 
 
 def _joined(views: list[torch.Tensor]) -> torch.Tensor | None:
