@@ -8,6 +8,10 @@ from typing import Any
 
 LEAST = 20
 """Samples of the reference at least, and independent samples that all must be worth: fewer do not tell the spread."""
+LOOK = 5
+"""The interval is renewed at every so manieth sample: who may look at every moment may look seldom, for a fifth of the cost."""
+MOVED = 0.95
+"""Autocorrelation beyond which a stretch that is short for it is taken for a step or a slope: nothing more is believed of noise."""
 WIDE = 10.0
 """The mixture's variance, in variances of the difference of two stretches as long as the reference. At levels of 0.1 to 5 % the interval is
 narrowest, 3.1 to 3.8 standard errors to each side, between 5 and 20; 1 would cost a fifth more."""
@@ -30,7 +34,8 @@ class Gain:
     Sources: Robbins 1970 and Howard et al. (arXiv 1810.08240), the normal mixture; differences to a reference of unknown mean as a group-invariant
     test: Perez-Ortiz et al. (arXiv 2208.07610); moving means and an estimated variance, which makes it asymptotic: Waudby-Smith et al. (arXiv 2103.06476).
     Lag-1 autocorrelation r, pooled over both stretches, freed of its bias and between 0 and 0.95, makes n samples count as ``n (1 - r) / (1 + r)``. A trend inside
-    a stretch looks like spread and memory: it widens the interval. Restarts after a change spend alpha again; the bound is for each stretch
+    a stretch looks like spread and memory: it widens the interval. A step or a slope far larger than the noise looks like nothing but
+    memory: where r is 0.95 and all samples are worth fewer than 20 independent ones although ``size`` came since the reference, it begins anew as well, without an interval. Restarts after a change spend alpha again; the bound is for each stretch
     from change to change. Simulated in docs/detectors.md.
 
     Args:
@@ -38,7 +43,7 @@ class Gain:
         alpha: Probability that the interval is ever wrong between two restarts; two-sided.
     """
 
-    __slots__ = ("_now", "_start", "_then", "alpha", "ends", "lap", "nonfinite", "size")
+    __slots__ = ("_count", "_first", "_last", "_products", "_squares", "_start", "_sum", "_then", "alpha", "ends", "lap", "nonfinite", "size")
 
     def __init__(self, size: int = LEAST, alpha: float = 0.05) -> None:
         if size < LEAST or not 0.0 < alpha < 1.0:
@@ -49,10 +54,20 @@ class Gain:
         self.nonfinite = 0
         self.lap = 0
         self.ends: tuple[float, float] | None = None
-        """Lower and upper end, in the unit of x; None before ``size + 1`` samples, or what is worth 20 independent ones."""
+        """Lower and upper end, in the unit of x; None before ``size + 5`` samples, or what is worth 20 independent ones."""
+        self._begin()
+
+    def _begin(self) -> None:
+        """Everything from here on is new."""
         self._start: float | None = None
-        self._then = [0.0] * 6  # count, sum, sum of squares, of products with the sample before; first, last: of x minus the first x of all
-        self._now = [0.0] * 6
+        self._then: list[float] | None = None  # of the reference: count, sum, squares, products, first, last
+        self.lap = 0
+        self._empty()
+
+    def _empty(self) -> None:
+        """Sums of the stretch that is being filled, of x minus the first x since the last beginning: they keep their digits."""
+        self._count = 0
+        self._sum = self._squares = self._products = self._first = self._last = 0.0
 
     def add(self, x: float) -> tuple[float, float] | None:
         """The interval after one more sample."""
@@ -61,76 +76,75 @@ class Gain:
             return self.ends
         if self._start is None:
             self._start = x
-        x -= self._start  # sums around the first sample keep their digits
-        if self._then[0] < self.size:
-            _take(self._then, x)
-            return self.ends
-        _take(self._now, x)
-        ends = self._interval()
-        if ends is not None:
-            self.ends = ends
-        if ends is not None and (ends[0] > 0.0 or ends[1] < 0.0):
-            self._start, self._then, self._now, self.lap = None, [0.0] * 6, [0.0] * 6, 0
-        elif self._now[0] >= self._then[0]:
-            self._then, self._now = _joined(self._then, self._now), [0.0] * 6
-            self.lap += 1
+        x -= self._start
+        count = self._count
+        if count:
+            self._products += x * self._last
+        else:
+            self._first = x
+        self._last = x
+        self._sum += x
+        self._squares += x * x
+        self._count = count = count + 1
+        if self._then is None:
+            if count == self.size:
+                self._then = self._stretch()
+                self._empty()
+        elif count % LOOK == 0:
+            self._look(self._then)
         return self.ends
 
-    def _interval(self) -> tuple[float, float] | None:
-        """The interval now; None while all samples are worth fewer than 20 independent ones."""
-        then, now = self._then, self._now
-        n0, n = then[0], now[0]
-        squares = _squares(then) + _squares(now)
-        memory = 1.0
+    def _stretch(self) -> list[float]:
+        return [float(self._count), self._sum, self._squares, self._products, self._first, self._last]
+
+    def _look(self, then: list[float]) -> None:
+        """Renew the interval; begin anew after a change, let everything become reference after a lap without."""
+        now = self._stretch()
+        more, products = _centred(now)
+        squares, total = more + _centred(then)[0], then[0] + now[0]
+        r = 0.0
         if squares > 0.0:
-            total = n0 + n
-            r = min(max(((_products(then) + _products(now)) / squares + 2.0 / total) / (1.0 - 6.0 / total), 0.0), 0.95)
-            memory = (1.0 + r) / (1.0 - r)
-            if total < LEAST * memory:
-                return None
-        variance = squares / (n0 + n - 2.0) * memory
-        v = variance * (1.0 / n0 + 1.0 / n)
-        ratio = 2.0 * WIDE / n0 / (1.0 / n0 + 1.0 / n)  # T / V
+            r = min(max(((products + _centred(then)[1]) / squares + 2.0 / total) / (1.0 - 6.0 / total), 0.0), MOVED)
+        memory = (1.0 + r) / (1.0 - r)
+        if total >= LEAST * memory:
+            low, high = self.ends = self._interval(then, now, squares / (total - 2.0) * memory)
+            moved = low > 0.0 or high < 0.0
+        else:
+            self.ends = None
+            moved = r >= MOVED and now[0] >= self.size
+        if moved:
+            self._begin()
+        elif now[0] >= then[0]:
+            self._then = [total, then[1] + now[1], then[2] + now[2], then[3] + then[5] * now[4] + now[3], then[4], now[5]]
+            self.lap += 1
+            self._empty()
+
+    def _interval(self, then: list[float], now: list[float], variance: float) -> tuple[float, float]:
+        """The interval now, from the variance that one independent sample would have."""
+        apart = 1.0 / then[0] + 1.0 / now[0]
+        ratio = 2.0 * WIDE / then[0] / apart  # T / V
         level = self.alpha / ((self.lap + 1) * (self.lap + 2))
-        width = math.sqrt((1.0 + 1.0 / ratio) * v * 2.0 * math.log(math.sqrt(1.0 + ratio) / level))
-        middle = now[1] / n - then[1] / n0
+        width = math.sqrt((1.0 + 1.0 / ratio) * variance * apart * 2.0 * math.log(math.sqrt(1.0 + ratio) / level))
+        middle = now[1] / now[0] - then[1] / then[0]
         return middle - width, middle + width
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""
         return {
-            "then": list(self._then), "now": list(self._now), "start": self._start, "lap": self.lap, "ends": None if self.ends is None else list(self.ends),
-            "nonfinite": self.nonfinite,
+            "then": None if self._then is None else list(self._then), "now": self._stretch(), "start": self._start, "lap": self.lap,
+            "ends": None if self.ends is None else list(self.ends), "nonfinite": self.nonfinite,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self._then, self._now, self._start, self.lap = list(state["then"]), list(state["now"]), state["start"], state["lap"]
+        self._then, self._start, self.lap = None if state["then"] is None else list(state["then"]), state["start"], state["lap"]
+        count, self._sum, self._squares, self._products, self._first, self._last = state["now"]
+        self._count = int(count)
         self.ends, self.nonfinite = None if state["ends"] is None else (state["ends"][0], state["ends"][1]), state["nonfinite"]
 
 
-def _take(part: list[float], x: float) -> None:
-    if part[0] == 0.0:
-        part[4] = x
-    else:
-        part[3] += x * part[5]
-    part[0] += 1.0
-    part[1] += x
-    part[2] += x * x
-    part[5] = x
-
-
-def _joined(then: list[float], now: list[float]) -> list[float]:
-    return [then[0] + now[0], then[1] + now[1], then[2] + now[2], then[3] + then[5] * now[4] + now[3], then[4], now[5]]
-
-
-def _squares(part: list[float]) -> float:
-    """Sum of squared distances from the stretch's own mean."""
-    return max(part[2] - part[1] * part[1] / part[0], 0.0)
-
-
-def _products(part: list[float]) -> float:
-    """Sum of products of neighbours, both around the stretch's own mean."""
-    n, total, _, products, first, last = part
+def _centred(part: list[float]) -> tuple[float, float]:
+    """Sum of squares, and of products of neighbours, both around the stretch's own mean."""
+    n, total, squares, products, first, last = part
     mean = total / n
-    return products - mean * (2.0 * total - first - last) + (n - 1.0) * mean * mean
+    return max(squares - total * mean, 0.0), products - mean * (2.0 * total - first - last) + (n - 1.0) * mean * mean
