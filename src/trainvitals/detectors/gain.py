@@ -36,7 +36,8 @@ class Gain:
     Lag-1 autocorrelation r, pooled over both stretches, freed of its bias and between 0 and 0.95, makes n samples count as ``n (1 - r) / (1 + r)``. A trend inside
     a stretch looks like spread and memory: it widens the interval. A step or a slope far larger than the noise looks like nothing but
     memory: where r is 0.95 and all samples are worth fewer than 20 independent ones although ``size`` came since the reference, it begins anew as well, without an interval. Restarts after a change spend alpha again; the bound is for each stretch
-    from change to change. Simulated in docs/detectors.md.
+    from change to change. Simulated at alpha 5 % (docs/detectors.md): at most 1 % of runs with a miss in white and heavy-tailed noise, 5 at an autocorrelation
+    of 0.5, 3 at 0.9; in white noise a flat line is known to have gained less than one standard deviation after 49 samples, less than a half after 256.
 
     Args:
         size: Samples of the first reference, at least 20.
