@@ -247,8 +247,8 @@ def gain_table() -> list[str]:
         denied = 0
         for values in (draw(source, 100, 400) + (np.arange(400) >= 20)).tolist():
             gain, low, high = Gain(), 0.0, 1.0
-            for x in values:
-                low, high = gain.add(x) or (0.0, 1.0)
+            for value in values:
+                low, high = gain.add(value) or (0.0, 1.0)
                 if gain.lap or low > 0.0 or high < 1.0:
                     break  # the reference moves into the risen stretch, it is proven, or it is denied
             denied += high < 1.0 and low <= 0.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainvitals.events import Frame, SignalSpec, split_label
-from trainvitals.rulelang.windows_derived import Derived, Elementwise, Frozen, GainEnd, Gained, Shifted
+from trainvitals.rulelang.windows_derived import Derived, Elementwise, Frozen, Gained, GainEnd, Shifted
 from trainvitals.rulelang.windows_long import Extreme, Ordered, Slope, Sums
 from trainvitals.rulelang.windows_series import BAND, KEEP, STALE_AFTER, Axis, Clock, Series
 from trainvitals.rulelang.windows_stats import (
