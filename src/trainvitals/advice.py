@@ -86,6 +86,8 @@ PARAMETERS: Mapping[str, Parameter] = {
     "entropy_coef": _float(0.0, 1.0, "log", objective=True),
     "loss_type": Parameter("string", changes_objective=True),
     "scale_rewards": Parameter("string", changes_objective=True),
+    "whiten_rewards": Parameter("bool", changes_objective=True),
+    "normalize_advantages": Parameter("bool", changes_objective=True),
     "importance_sampling_level": Parameter("string"),
     "top_entropy_quantile": _float(0.01, 1.0),
     "off_policy_mask_threshold": _float(0.0, 100.0),

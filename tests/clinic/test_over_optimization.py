@@ -6,9 +6,11 @@ both rise together, then the policy finds that "aa" is paid as well as "aeiou", 
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
+from tests.clinic.ward.cases_grpo import with_reference
 
 from trainvitals import HeldoutProbe
 from trainvitals.integrations import tiny
@@ -57,3 +59,26 @@ def test_an_honest_reward_improves_in_silence(tmp_path, observe):
     assert series[100] > series[0] + 0.4
     assert patient.loud == {}
     assert patient.monitor.verdict.state in {"improving", "steady"}
+
+
+DRIFT = {"max_steps": 206, "learning_rate": 3e-4, "beta": 1e-6, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}
+
+
+def test_a_policy_that_only_follows_luck_spends_distance_and_gains_nothing(tmp_path, observe):
+    """Scores drawn at random: every update is a step somewhere, the distance to the reference grows, the reward cannot."""
+    luck = Random(0)
+    patient = observe(with_reference(str(tmp_path / "fault"), reward=lambda completions, **kwargs: [luck.random() for _ in completions], **DRIFT))
+    assert abs(sum(patient.rewards[-50:]) - sum(patient.rewards[:50])) < 2.5
+    assert 200 <= patient.loud["kl-without-gain"] <= 206
+    finding = next(f for f in patient.monitor.findings if f.rule.id == "kl-without-gain" and f.state == "firing")
+    assert finding.suppressed_by is None
+    line = next(line for line in patient.said if "(kl-without-gain, step" in line)
+    assert line.startswith("[TRL] WARNING: KL to the reference went from ")
+    assert "the policy moves away and gains nothing for it" in line
+
+
+def test_the_same_distance_is_well_spent_when_it_is_paid(tmp_path, observe):
+    """Solved at last, so that kl-runaway may say what is true of the end: a KL that doubles at the ceiling."""
+    patient = observe(with_reference(str(tmp_path / "twin"), reward=tiny.vowels, **DRIFT))
+    assert sum(patient.rewards[-50:]) > sum(patient.rewards[:50]) + 10
+    assert patient.loud.keys() <= {"kl-runaway"}

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainvitals.detectors.gain import Gain
 from trainvitals.detectors.gap import Gap
 from trainvitals.detectors.invariant import Invariant
 from trainvitals.detectors.level import Level
@@ -62,6 +63,7 @@ MAKE: dict[str, Callable[[], Any]] = {
     "trend": lambda: Trend(2),
     "rate": _Share,
     "gap": _Difference,
+    "gain": Gain,
 }
 
 
@@ -109,7 +111,7 @@ def test_nan_is_counted_and_changes_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5e-7, 0.1, 1e9])
 def test_a_constant_is_no_alarm(value: float) -> None:
     """Nor is one whose last digit flickers."""
-    spike, up, down, trend, gap = Spike(), Shift(1), Shift(-1), Trend(1), Gap()
+    spike, up, down, trend, gap, gain = Spike(), Shift(1), Shift(-1), Trend(1), Gap(), Gain()
     for at in range(2_000):
         flicker = value * (1 + 2e-16 * (at % 3))
         assert spike.add(flicker) is not None or at < 16
@@ -117,7 +119,8 @@ def test_a_constant_is_no_alarm(value: float) -> None:
         assert (up.add(value) or 0.0) <= 0.0 >= (down.add(value) or 0.0)
         trend.add(value)
         ends = gap.add(value, value)
-    assert (up.evidence, trend.z(), ends) == (down.evidence, 0.0, (0.0, 0.0))
+        assert gain.add(value) in (None, (0.0, 0.0))
+    assert (up.evidence, trend.z(), ends, gain.ends) == (down.evidence, 0.0, (0.0, 0.0), (0.0, 0.0))
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -1,4 +1,4 @@
-"""Trend and shift as window functions: equal to the detectors, whoever asks and when, across a restart, and checked."""
+"""Trend, shift and gain as window functions: equal to the detectors, whoever asks and when, across a restart, and checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from trainvitals.detectors.gain import Gain
 from trainvitals.detectors.shift import Shift
 from trainvitals.detectors.trend import mann_kendall, theil_sen
 from trainvitals.events import CATALOGUE, Frame
@@ -23,6 +24,8 @@ TEXTS = [
     "theil_sen(policy.entropy, points=150)", "shift_up(policy.entropy, points=40)", "shift_down(policy.entropy, points=40, skip=25)",
     "shift_up(-policy.entropy, points=40)", "shift_up(policy.entropy, points=40, every=1)", "trend_z(policy.entropy / reward.std, updates=30)",
     "trend_z(policy.entropy, updates=30) > 1 and shift_up(policy.entropy, points=40, every=2) > 0.1",
+    "gain_low(policy.entropy, points=20)", "gain_high(policy.entropy, points=30)", "gain_high(-policy.entropy, points=20)",
+    "gain_low(reward.std / policy.entropy, points=20) > 0 or gain_high(reward.std, points=25) < 0.1",
     "trend_z(policy.entropy, updates=30) > 1 or shift_up(reward.std, points=40) > 0.1 or theil_sen(policy.entropy, updates=30) < 0",
 ]  # fmt: skip
 
@@ -106,7 +109,24 @@ def test_asking_often_or_seldom_and_stopping_change_nothing(text: str, stop: int
                 resumed.load_state_dict(state)
         if step >= stop:
             assert repr(three()) == repr(now)
-    assert known > 800
+    assert known > (300 if "gain" in text else 800)
+
+
+def test_both_ends_of_the_gain_share_one_detector_and_equal_it() -> None:
+    store = Store(CATALOGUE)
+    low, high, longer = (bound(store, f"gain_{end}(policy.entropy, points={points})") for end, points in (("low", 20), ("high", 20), ("high", 40)))
+    one, other, known = Gain(20), Gain(40), 0
+    for step, frame in enumerate(stream(4, 300), 1):
+        feed(store, step, **frame)
+        if math.isfinite(frame.get("policy__entropy", math.nan)):
+            one.add(frame["policy__entropy"])
+            other.add(frame["policy__entropy"])
+        if step > 50 and store.series("policy.entropy").fresh():
+            assert (low(), high()) == (one.ends or (None, None))
+            assert longer() == (other.ends[1] if other.ends else None)
+            known += one.ends is not None
+    assert known > 100
+    assert len({id(window.gained) for window in store._windows.values()}) == 2  # type: ignore[union-attr]
 
 
 def test_unknown_until_there_is_something_to_say_and_when_the_signal_falls_silent() -> None:
@@ -164,7 +184,8 @@ def test_absent_signals_make_it_inactive_and_memory_stays_small() -> None:
         ("trend_z(policy.entropy, updates=9)", "E304"), ("trend_z(policy.entropy, points=513)", "E304"), ("theil_sen(policy.entropy, seconds=60)", "E204"),
         ("theil_sen(policy.entropy)", "E204"), ("shift_up(policy.entropy, updates=50)", "E204"), ("shift_down(policy.entropy, points=29)", "E304"),
         ("shift_up(policy.entropy, points=2001)", "E304"), ("shift_up(policy.entropy, points=50, every=0)", "E304"), ("trend_z(policy.entropy, updates=50, every=2)", "E204"), ("theil_sen(policy.entropy, updates=30) > policy.entropy", "E201"),
-        ("shift_up(policy.entropy, points=50) > 9", "E301"), ("trend_z(policy.entropy, updates=30) < -16", "E301"), ("trend_z(policy.entropy, updates=30) > evidence", "E201"),
+        ("shift_up(policy.entropy, points=50) > 9", "E301"), ("gain_low(policy.entropy, points=19)", "E304"), ("gain_high(policy.entropy, updates=50)", "E204"),
+        ("gain_high(completion.truncated_fraction, points=20) < -1", "E302"), ("gain_low(policy.entropy, points=20) > evidence", "E201"), ("trend_z(policy.entropy, updates=30) < -16", "E301"), ("trend_z(policy.entropy, updates=30) > evidence", "E201"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(text: str, code: str) -> None:
@@ -183,4 +204,5 @@ def test_units() -> None:
     assert unit("theil_sen(policy.entropy, updates=30)") == "nats/updates"
     assert unit("trend_z(policy.entropy, updates=30)") == "sigma"
     assert unit("shift_up(policy.entropy, points=200, skip=20)") == "decades"
+    assert unit("gain_high(policy.entropy, points=20)") == unit("gain_low(policy.entropy, points=20)") == "nats"
     assert unit("trend_z(policy.entropy, updates=30) > sure and shift_up(policy.entropy, points=200) > evidence") is None

@@ -70,6 +70,10 @@ def _shift(name: str, meaning: str) -> Function:
     return Function(name, "reference", ("number",), meaning, keywords=("points",), optional=("skip", "every"), samples=(30, 2000))
 
 
+def _gain(name: str, meaning: str) -> Function:
+    return Function(name, "reference", ("number",), meaning, keywords=("points",), samples=(20, 2000))
+
+
 def _reference(name: str, meaning: str) -> Function:
     return Function(name, "reference", ("number",), meaning, keywords=("updates",), optional=("skip",))
 
@@ -94,6 +98,8 @@ _ALL = (
     _reference("trailing_spread", "1.4826 * median absolute deviation over a stretch that ends `skip` updates ago."),
     _shift("shift_up", "log10 of the evidence, -1 to 8, that x has moved up against its last samples; 4: chance alone says so once in 10,000 samples. Takes every so manieth sample; without `every` the first 64 teach it how many are one independent one."),
     _shift("shift_down", "The same for a move down."),
+    _gain("gain_low", "Lower end of what x gained, on average, since its first samples or since its last proven change; a 95 % confidence sequence, right at every moment at once. Above 0: x has risen."),
+    _gain("gain_high", "Upper end of the same. Below a gain of interest: a plateau; narrows for as long as x is flat."),
     Function("updates_since", "time", ("boundary",), "Updates since a boundary; unknown before the first."),
     Function("seconds_since", "time", ("boundary",), "Seconds since a boundary or update_end; unknown without times."),
     Function("age", "time", ("signal",), "Updates since the newest finite sample of a signal."),

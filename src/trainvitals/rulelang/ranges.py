@@ -81,6 +81,10 @@ def window(function: str, value: Type, axis: str) -> Type:
             return Type("number", "decades", -1.0, CAP)
         case "slope" | "theil_sen":
             return Type("number", units.multiply(value.unit, axis, -1) if value.unit else None)
+        case "gain_low":
+            return Type("number", value.unit, -INF, width)
+        case "gain_high":
+            return Type("number", value.unit, -width, INF)
         case "delta":
             return Type("number", value.unit, -width, width)
         case "count":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainvitals.events import Frame, SignalSpec, split_label
-from trainvitals.rulelang.windows_derived import Derived, Elementwise, Frozen, Shifted
+from trainvitals.rulelang.windows_derived import Derived, Elementwise, Frozen, Gained, GainEnd, Shifted
 from trainvitals.rulelang.windows_long import Extreme, Ordered, Slope, Sums
 from trainvitals.rulelang.windows_series import BAND, KEEP, STALE_AFTER, Axis, Clock, Series
 from trainvitals.rulelang.windows_stats import (
@@ -54,7 +54,8 @@ class Store:
         self._derived: dict[str, Derived] = {}
         self._elementwise: dict[str, Elementwise] = {}
         self.news: list[Series] = []
-        self._windows: dict[str, Window | Frozen | Shifted] = {}
+        self._windows: dict[str, Window | Frozen | Shifted | GainEnd] = {}
+        self._gains: dict[tuple[str, float], Gained] = {}
         self._wide: list[Series] = []
         self._next_trim = _TRIM_EVERY
         self._closed = 0
@@ -178,7 +179,7 @@ class Store:
                 entry.lo = saved["seen"]
         return self._elementwise[key]
 
-    def window(self, function: str, series: Series, axis: Axis, length: float, *, q: float = 0.5, skip: float = 0, every: float = 0) -> Window | Frozen | Shifted:
+    def window(self, function: str, series: Series, axis: Axis, length: float, *, q: float = 0.5, skip: float = 0, every: float = 0) -> Window | Frozen | Shifted | GainEnd:
         """The shared window for a function over a series; made on first use.
 
         Args:
@@ -196,7 +197,11 @@ class Store:
         key = f"{function}({series.key}{extra}, {axis}={length:.17g})"
         found = self._windows.get(key)
         if found is None:
-            found = self._windows[key] = _build(function, key, series, axis, length, q, skip, every)
+            if function in ("gain_low", "gain_high"):
+                gained = self._gains.get((series.key, length)) or self._gains.setdefault((series.key, length), Gained(series, length))
+                found = self._windows[key] = GainEnd(int(function == "gain_high"), key, gained)
+            else:
+                found = self._windows[key] = _build(function, key, series, axis, length, q, skip, every)
             if axis in ("tokens", "seconds") and series not in self._wide and series.key in self._series:
                 self._wide.append(series)
             if key in self._saved["windows"]:
@@ -276,7 +281,7 @@ class Store:
                 window.restore(self._saved["windows"].pop(key))
 
 
-def _build(function: str, key: str, series: Series, axis: Axis, length: float, q: float, skip: float, every: float) -> Window | Frozen | Shifted:
+def _build(function: str, key: str, series: Series, axis: Axis, length: float, q: float, skip: float, every: float) -> Window | Frozen | Shifted | GainEnd:
     short = axis in ("updates", "points") and length <= SHORT
     match function:
         case "mean" | "share_true":

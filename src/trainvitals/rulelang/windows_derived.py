@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trainvitals.detectors.gain import Gain
 from trainvitals.detectors.shift import Shift
 from trainvitals.rulelang.windows_long import MAD_TO_SIGMA, median_deviation, quantile
 from trainvitals.rulelang.windows_series import Series
@@ -126,6 +127,68 @@ class Shifted:
         self._taken = state["taken"]
         self.detector.load_state_dict(state["detector"])
         self.lo = len(self.series.xs)
+
+
+class Gained:
+    """What a series has gained since its reference stretch (`detectors.gain`); both ends of the interval share it."""
+
+    __slots__ = ("detector", "lo", "series", "taken")
+
+    def __init__(self, series: Series, points: float) -> None:
+        self.detector = Gain(int(points))
+        self.series = series
+        self.lo = 0
+        self.taken = 0
+        series.windows.append(self)
+
+    def advance(self) -> None:
+        """Take in every new sample, once and in order."""
+        series, add = self.series, self.detector.add
+        for x in series.xs[self.taken - series.dropped :]:
+            add(x)
+        self.taken = series.total
+        self.lo = len(series.xs)
+
+    def shift(self, count: int) -> None:
+        """The series dropped samples; positions here count from the run's start."""
+
+    def rebuild(self) -> None:
+        """A late sample does not enter: its turn is over."""
+        self.taken = self.series.total
+
+
+class GainEnd:
+    """One end of that interval, 0: lower, 1: upper."""
+
+    __slots__ = ("end", "gained", "key", "series")
+
+    def __init__(self, end: int, key: str, gained: Gained) -> None:
+        self.end = end
+        self.key = key
+        self.gained = gained
+        self.series = gained.series
+
+    def value(self) -> float | None:
+        """The end, in the unit of the series; None before there is an interval, and when the series is stale."""
+        gained = self.gained
+        if gained.taken != self.series.total:
+            gained.advance()
+        ends = gained.detector.ends
+        return ends[self.end] if ends is not None and self.series.fresh() else None
+
+    def advance(self) -> None:
+        """Take in every new sample."""
+        self.gained.advance()
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state; both ends write the same."""
+        return {"taken": self.gained.taken, "detector": self.gained.detector.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.gained.taken = state["taken"]
+        self.gained.detector.load_state_dict(state["detector"])
+        self.gained.lo = len(self.series.xs)
 
 
 class Elementwise:

@@ -147,7 +147,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "ppo-reward-scale", "ppo", f"From update {BREAK + 1} on the scores are a hundred times as large.", reward_scale, STEPS, onset=BREAK, twin="ppo-twin",
-        roots=("reward-drop", "value-loss-spike", "reward-model-out-of-range"), categories=("numerics", "data"), verdicts=("improving", "steady", "drifting", "stalled"),
+        roots=("reward-scale-shift", "value-loss-spike", "reward-model-out-of-range"), categories=("numerics", "data"), verdicts=("improving", "steady", "drifting", "stalled"),
         goal="-value.loss", needs_trl=TRL,
     ),
     Case(
