@@ -387,7 +387,7 @@ class Engine:
 
     def _judge(self, step: int, time: float | None, out: list[Output], *, final: bool = False) -> None:
         decided = any(watched.decided for watched in self._watched)
-        verdict = self._maker.make(step, not_checked=not_checked(self._watched), decided=decided, final=final)
+        verdict = self._maker.make(step, not_checked=lambda: not_checked(self._watched), decided=decided, final=final)
         if verdict is not None:
             out.append(verdict.model_copy(update=self._reporter.envelope(verdict.step or 0, time)))
 
