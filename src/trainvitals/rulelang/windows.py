@@ -81,6 +81,7 @@ class Store:
         if step < clock.step:
             self._ingest_late(frame)
             return
+        again = step == clock.step
         clock.step = step
         if clock.origin is None:
             clock.origin = step - 1
@@ -97,11 +98,20 @@ class Store:
             if value - value == 0.0:
                 series.add(value)
                 series.mark(step)
+                series.stretch(value, value)
             else:
                 series.spoil(step)
+        if again:
+            self._look_for_second_samples(frame)
         for series in self._wide:
             if series.key in frame.values and len(series.xs) > len(series.times if series.times is not None else series.tokens or ()):
                 series.mark_wide()
+
+    def _look_for_second_samples(self, frame: Frame) -> None:
+        for key in frame.values:
+            series = self._series.get(key)
+            if series is not None and series.steps[-2:] == [frame.step, frame.step]:
+                series.uneven += 1
 
     def _ingest_late(self, frame: Frame) -> None:
         """Samples of an update that was closed before: they enter windows at their own index."""

@@ -39,6 +39,10 @@ class Frozen:
             self.advance()
         return self._result
 
+    def bounds(self, room: float) -> tuple[float, float] | None:
+        """As `Window.bounds`: once it is fixed, nothing moves it."""
+        return None if self._result is None else (self._result, self._result)
+
     def advance(self) -> None:
         """Collect new samples; the last one of the stretch fixes the reference."""
         series = self.series
@@ -98,6 +102,10 @@ class Shifted:
             self.advance()
         evidence = self.detector.evidence
         return evidence if evidence is not None and self.series.fresh() else None
+
+    def bounds(self, room: float) -> tuple[float, float] | None:
+        """As `Window.bounds`: evidence jumps."""
+        return None
 
     def advance(self) -> None:
         """Judge every new sample, once and in order."""

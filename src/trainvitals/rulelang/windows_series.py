@@ -65,10 +65,12 @@ class Series:
         steps: Step of each value.
         low: Lower end of the band (`BAND`); above `high` while there is none.
         high: Upper end of the band.
+        hull: Ends between which every sample kept and the band lie; the lower one above the upper one while there is neither.
+        uneven: Samples that did not come once an update, in order: a second one of an update, a late one.
         dropped: Samples seen before ``xs[0]``.
     """
 
-    __slots__ = ("_cadences", "_horizon", "_horizon_until", "_observed", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "key", "low", "mark", "nonfinite", "steps", "times", "tokens", "windows", "xs")
+    __slots__ = ("_cadences", "_horizon", "_horizon_until", "_observed", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "hull", "key", "low", "mark", "nonfinite", "steps", "times", "tokens", "uneven", "windows", "xs")
 
     def __init__(self, key: str, clock: Clock, cadence_kind: str = "update") -> None:
         self.key = key
@@ -83,6 +85,8 @@ class Series:
         self._observed: dict[str, tuple[int, float | None]] = {}
         self.dropped = 0
         self.low, self.high = math.inf, -math.inf
+        self.hull = (math.inf, -math.inf)
+        self.uneven = 0
         self.nonfinite = 0
         self.bad_at = -1
         self.bad_steps: list[int] = []
@@ -127,6 +131,19 @@ class Series:
         low, high = min(recent), max(recent)
         margin = MARGIN * (high - low)
         self.low, self.high = low - margin, high + margin
+        self.stretch(self.low, self.high)
+
+    def stretch(self, low: float, high: float) -> None:
+        """Make the hull hold these two."""
+        hull = self.hull
+        if low < hull[0] or high > hull[1]:
+            self.hull = (min(low, hull[0]), max(high, hull[1]))
+
+    def reach(self, room: float) -> tuple[float, float]:
+        """The hull, widened by `room` times its width on each side."""
+        low, high = self.hull
+        extra = room * (high - low)
+        return low - extra, high + extra
 
     def spoil(self, step: int) -> None:
         """Count a sample that is not finite; it enters no window."""
@@ -227,6 +244,8 @@ class Series:
             window.advance()
         self._cadences.clear()
         self._observed.clear()
+        self.uneven += 1
+        self.stretch(value, value)
         self.xs.insert(at, value)
         self.steps.insert(at, step)
         for axis in (self.times, self.tokens):
@@ -247,6 +266,7 @@ class Series:
             if axis is not None:
                 del axis[:count]
         self.dropped += count
+        self.hull = (min((self.low, *self.xs)), max((self.high, *self.xs)))
         for window in self.windows:
             window.shift(count)
 
@@ -287,6 +307,7 @@ class Series:
         self.dropped, self.nonfinite, self.bad_at = state["dropped"], state["nonfinite"], state["bad_at"]
         self.bad_steps = list(state["bad_steps"])
         self.low, self.high = state["band"] or (math.inf, -math.inf)
+        self.hull = (min((self.low, *self.xs)), max((self.high, *self.xs)))
         self._cadences.clear()
         self._observed.clear()
         self._horizon_until = 0
