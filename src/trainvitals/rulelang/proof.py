@@ -26,8 +26,8 @@ from trainvitals.rulelang.windows_stats import Window
 Interval = tuple[float, float]
 """Two ends, which belong to it. Of a bool: (1, 1) holds, (0, 0) does not, (0, 1) is one of the two."""
 
-ROOM = 0.5
-"""A hull is first widened by this much of itself on each side, so that a proof outlives a slow drift."""
+ROOMS = (0.5, 0.1)
+"""A hull is widened by this much of itself on each side, so that a proof outlives a slow drift; if that is too much, by less."""
 STEADY = 96
 """Updates for which a series must have brought one sample each: the cadence in force was observed at most 64 + 17 samples ago."""
 
@@ -60,7 +60,7 @@ class Proof:
 
 def prove(tree: Bound, clock: Clock) -> Proof | None:
     """A proof that a condition is false; None when there is none, for it may well be false all the same."""
-    for room in (ROOM, 0.0):
+    for room in ROOMS:
         prover = _Prover(room, clock)
         used: set[Series] = set()
         if prover.lies(tree, used) == NO:

@@ -50,6 +50,7 @@ class Store:
         self.boundaries: dict[str, tuple[int, float | None]] = {}
         self.late = 0
         self._series: dict[str, Series] = {}
+        self._feeds: list[tuple[str, Series, Callable[[float], None], Callable[[float], None]]] = []  # of each, what ingest needs
         self._own: dict[str, Series] = {}
         self._derived: dict[str, Derived] = {}
         self._elementwise: dict[str, Elementwise] = {}
@@ -86,21 +87,22 @@ class Store:
         if clock.origin is None:
             clock.origin = step - 1
         get = frame.values.get
-        for key, series in self._series.items():
+        for key, series, add, mark in self._feeds:
             value = get(key)
             if value is None:
                 continue
-            if series.low <= value <= series.high:
-                series.add(value)
-                series.mark(step)
-                continue
-            self.news.append(series)
-            if value - value == 0.0:
-                series.add(value)
-                series.mark(step)
+            if series.usual_low <= value <= series.usual_high:
+                add(value)
+                mark(step)
+            elif value - value == 0.0:
+                add(value)
+                mark(step)
                 series.stretch(value, value)
+                if not series.low <= value <= series.high:
+                    self.news.append(series)
             else:
                 series.spoil(step)
+                self.news.append(series)
         if again:
             self._look_for_second_samples(frame)
         for series in self._wide:
@@ -162,6 +164,7 @@ class Store:
         if found is None:
             spec = self.catalogue.get(split_label(key)[0])
             found = self._series[key] = Series(key, self.clock, spec.cadence if spec else "update")
+            self._feeds.append((key, found, found.add, found.mark))
             if key in self._saved["series"]:
                 found.load_state_dict(self._saved["series"].pop(key))
         return found
