@@ -185,8 +185,9 @@ class VerdictMaker:
 
     def due(self, step: int) -> bool:
         """Whether the periodic look is due; counts the update unless values came for one that was counted."""
-        self.updates += step > self._counted
-        self._counted = max(step, self._counted)
+        if step > self._counted:
+            self.updates += 1
+            self._counted = step
         if step < self._next:
             return False
         self._next = step + self.EVERY

@@ -293,9 +293,13 @@ class Engine:
             self._begin(step)
         self.store.close_update(step, time)
         before = len(out)
-        self._look(self._schedule.due(step), step, time, out)
-        self._schedule.looked(step)
-        for watch in self._schedule.timed:
+        schedule = self._schedule
+        if step >= schedule.next:
+            self._look(schedule.all, step, time, out)
+            schedule.looked(step)
+        elif schedule.quick:
+            self._look(schedule.quick, step, time, out)
+        for watch in schedule.timed:
             if not watch.calm and step > watch.warm_until:
                 self._evaluate(watch, step, time, out)
         if self._followups.waiting:
