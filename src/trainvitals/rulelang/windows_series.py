@@ -270,7 +270,7 @@ class Series:
             if axis is not None:
                 del axis[:count]
         self.dropped += count
-        self.hull = (min((self.usual_low, *self.xs)), max((self.usual_high, *self.xs)))
+        self.hull = (min(self.usual_low, min(self.xs)), max(self.usual_high, max(self.xs)))
         for window in self.windows:
             window.shift(count)
 
