@@ -317,22 +317,10 @@ class Engine:
         for watch in watches:
             if (step < watch.next_step and watch.calm) or step <= watch.warm_until or (blank and watch.blanked):
                 continue
-            if watch.proof is not None and watch.calm and watch.proof.holds():
-                watch.rest(step)
-                watch.life.decided += 1
-                continue
             try:
-                value = watch.read()
-                if watch.calm:
-                    watch.rest(step)
-                    if value is None:
-                        continue
-                    if value is False:
-                        watch.life.decided += 1
-                        if step >= watch.prove_at:
-                            watch.prove(step)
-                        continue
-                self._turn(watch, value, step, time, out)
+                value = watch.look(step)
+                if value is not None or not watch.calm:
+                    self._turn(watch, value, step, time, out)
             except Exception as error:
                 self._fail(watch, error, step, time, out)
 

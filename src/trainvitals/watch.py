@@ -108,6 +108,20 @@ class Watch:
         self.unless = [self.bounds[id(expr)] for expr in rule.unless.values()]
         self.proof = None
 
+    def look(self, step: int) -> Value:
+        """The value of the condition; None also for false from a calm rule, which changes nothing but the count of decisions."""
+        if not self.calm:
+            return self.read()
+        self.rest(step)
+        if self.proof is None or not self.proof.holds():
+            value = self.read()
+            if value is not False:
+                return value
+            if step >= self.prove_at:
+                self.prove(step)
+        self.life.decided += 1
+        return None
+
     def rest(self, step: int) -> None:
         """It was looked at and is calm: say when to look again. Anchored to the step, so that a pause shifts nothing."""
         if step > self.until:

@@ -31,7 +31,7 @@ from trainvitals.rulelang.kleene import (
 from trainvitals.rulelang.kleene import Bound as Tree
 from trainvitals.rulelang.proof import Proof, prove
 from trainvitals.rulelang.windows import Series, Store
-from trainvitals.rulelang.windows_series import Axis
+from trainvitals.rulelang.windows_series import Axis, Bounds
 
 if TYPE_CHECKING:
     from trainvitals.findings import Term
@@ -239,12 +239,12 @@ class Binder:
         if isinstance(series, Absent):
             return series
         span = math.inf if series.cadence_kind == "once" else 1.0
-        return Read(series.key, series.now, "number", 1.0, (series,), span, series.reach)
+        return Read(series.key, series.now, "number", 1.0, (series,), span, series.bounds)
 
     def _run(self, name: str) -> Tree:
         clock, run = self.store.clock, self.run
         if name == "step":
-            return Read("run.step", lambda: clock.step, "number", 1.0, span=math.inf, bounds=lambda _: (clock.step, math.inf))
+            return Read("run.step", lambda: clock.step, "number", 1.0, span=math.inf, bounds=lambda _: Bounds(clock.step, math.inf, 0.0))
         if name == "phase":
             return Read("run.phase", lambda: run.phase, "string", 1.0, span=math.inf)
         if name == "progress":
@@ -255,7 +255,7 @@ class Binder:
             def progress() -> float:
                 return min(1.0, clock.step / total)
 
-            return Read("run.progress", progress, "number", 1.0, span=math.inf, bounds=lambda _: (progress(), 1.0))
+            return Read("run.progress", progress, "number", 1.0, span=math.inf, bounds=lambda _: Bounds(progress(), 1.0, 0.0))
         return constant(getattr(run, name))
 
     def _signal(self, name: str, context: _Context) -> Series | Absent:
@@ -304,11 +304,11 @@ class Binder:
         clock = self.store.clock
         text = f"{node.function}({series.key})"
         if node.function == "has":
-            return Read(text, lambda: bool(series.xs) and series.fresh(), "bool", 2.0, (series,), math.inf, lambda _: (1.0, 1.0))
+            return Read(text, lambda: bool(series.xs) and series.fresh(), "bool", 2.0, (series,), math.inf, lambda _: Bounds(1.0, 1.0))
         if node.function == "age":
             return Read(text, lambda: float(clock.step - series.steps[-1]) if series.steps else None, "number", 2.0)
         if node.function == "is_finite":
-            return Read(text, lambda: None if not series.xs and series.bad_at < 0 else series.bad_at != series.total, "bool", 2.0, (series,), math.inf, lambda _: (1.0, 1.0))
+            return Read(text, lambda: None if not series.xs and series.bad_at < 0 else series.bad_at != series.total, "bool", 2.0, (series,), math.inf, lambda _: Bounds(1.0, 1.0))
         updates = self._constant(node.keyword("updates"), context)
         return Read(f"{node.function}({series.key}, updates={updates:g})", lambda: series.bad_within(updates), "number", 2.0, span=math.inf)
 

@@ -21,7 +21,6 @@ from trainvitals.rulelang.functions import apply_math
 from trainvitals.rulelang.kleene import Arithmetic, Bound, Choice, Comparison, Const, Inverse, Junction, Math, Negative, Read
 from trainvitals.rulelang.ranges import Type, compared
 from trainvitals.rulelang.windows_series import Clock, Series
-from trainvitals.rulelang.windows_stats import Window
 
 Interval = tuple[float, float]
 """Two ends, which belong to it. Of a bool: (1, 1) holds, (0, 0) does not, (0, 1) is one of the two."""
@@ -61,10 +60,13 @@ class Proof:
 def prove(tree: Bound, clock: Clock) -> Proof | None:
     """A proof that a condition is false; None when there is none, for it may well be false all the same."""
     for room in ROOMS:
-        prover = _Prover(room, clock)
         used: set[Series] = set()
-        if prover.lies(tree, used) == NO:
-            return Proof(clock, [(series, series.total - clock.step, series.uneven, *series.reach(room)) for series in used])
+        try:
+            found = _Prover(room, clock).lies(tree, used)
+        except ArithmeticError:  # of a term that the condition itself may never get to
+            return None
+        if found == NO:
+            return Proof(clock, [(series, series.total - clock.step, series.uneven, *series.bounds(room)[:2]) for series in used])
     return None
 
 
@@ -74,7 +76,6 @@ class _Prover:
     def __init__(self, room: float, clock: Clock) -> None:
         self.room = room
         self.clock = clock
-        self._steady: dict[Series, bool] = {}
 
     def lies(self, node: Bound, used: set[Series]) -> Interval | None:
         """Between which numbers the value of a node lies; the series that this rests on are added to `used`."""
@@ -111,19 +112,21 @@ class _Prover:
                 return None
 
     def read(self, node: Read, used: set[Series]) -> Interval | None:
-        bounds = node.bounds(self.room) if node.bounds is not None else None
-        if bounds is None or not all(self.steady(series) for series in node.series) or node.read() is None:
+        if node.bounds is None or node.read() is None:
             return None
-        used.update(node.series)
-        return bounds
+        bounds = node.bounds(self.room)
+        if bounds is None:
+            return None
+        if bounds.back:
+            if not all(self.steady(series, bounds.back) for series in node.series):
+                return None
+            used.update(node.series)
+        return bounds.low, bounds.high
 
-    def steady(self, series: Series) -> bool:
-        """Whether one sample came in each update that its windows look back, this one included."""
-        if series not in self._steady:
-            count = int(max([STEADY, *(window.length + window.skip for window in series.windows if isinstance(window, Window))]))
-            step = self.clock.step
-            self._steady[series] = series.steps[-count:] == list(range(step - count + 1, step + 1))
-        return self._steady[series]
+    def steady(self, series: Series, back: float) -> bool:
+        """Whether one sample came in each update of a window and of what its cadence was observed in, this update included."""
+        count = int(max(STEADY, back + 1))
+        return series.steps[-count:] == list(range(self.clock.step - count + 1, self.clock.step + 1))
 
     def junction(self, op: str, terms: tuple[Bound, ...], used: set[Series]) -> Interval | None:
         """One term that decides is enough, and only what that one rests on counts."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainvitals.detectors.shift import Shift
 from trainvitals.rulelang.windows_long import MAD_TO_SIGMA, median_deviation, quantile
-from trainvitals.rulelang.windows_series import Series
+from trainvitals.rulelang.windows_series import Bounds, Series
 from trainvitals.rulelang.windows_stats import MIN_SAMPLES, MIN_SHARE
 
 
@@ -39,9 +39,9 @@ class Frozen:
             self.advance()
         return self._result
 
-    def bounds(self, room: float) -> tuple[float, float] | None:
+    def bounds(self, room: float) -> Bounds | None:
         """As `Window.bounds`: once it is fixed, nothing moves it."""
-        return None if self._result is None else (self._result, self._result)
+        return None if self._result is None else Bounds(self._result, self._result, 0.0)
 
     def advance(self) -> None:
         """Collect new samples; the last one of the stretch fixes the reference."""
@@ -103,7 +103,7 @@ class Shifted:
         evidence = self.detector.evidence
         return evidence if evidence is not None and self.series.fresh() else None
 
-    def bounds(self, room: float) -> tuple[float, float] | None:
+    def bounds(self, room: float) -> Bounds | None:
         """As `Window.bounds`: evidence jumps."""
         return None
 

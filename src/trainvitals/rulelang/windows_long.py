@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from typing import Any
 
-from trainvitals.rulelang.windows_series import Axis, Series
+from trainvitals.rulelang.windows_series import Axis, Bounds, Series
 from trainvitals.rulelang.windows_stats import Window
 
 MAD_TO_SIGMA = 1.4826
@@ -224,7 +224,7 @@ class Ordered(Window):
             return MAD_TO_SIGMA * median_deviation(ordered)
         return quantile(ordered, self._q)
 
-    def bounds(self, room: float) -> tuple[float, float] | None:
+    def bounds(self, room: float) -> Bounds | None:
         return self.inside(room) if self.what == "quantile" else None
 
     def clear(self) -> None:

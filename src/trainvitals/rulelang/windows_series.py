@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from operator import sub
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Axis = Literal["updates", "points", "tokens", "seconds"]
 
@@ -42,6 +42,20 @@ class Clock:
         self.time: float | None = None
         self.tokens: float | None = None
         self.every: float = 1.0
+
+
+class Bounds(NamedTuple):
+    """Between which numbers a value lies while its series bring one sample an update and stay in their hull (`proof`).
+
+    Attributes:
+        low: Lower end, which belongs to it; of a bool 0, or 1 when it holds.
+        high: Upper end.
+        back: Updates that the value looks back; 0 when nothing that comes can change the bounds.
+    """
+
+    low: float
+    high: float
+    back: float = 1.0
 
 
 class Watcher(Protocol):
@@ -143,11 +157,11 @@ class Series:
         if low < hull[0] or high > hull[1]:
             self.hull = (min(low, hull[0]), max(high, hull[1]))
 
-    def reach(self, room: float) -> tuple[float, float]:
-        """The hull, widened by `room` times its width on each side."""
+    def bounds(self, room: float) -> Bounds:
+        """The hull, widened by `room` times its width on each side: where the newest value lies."""
         low, high = self.hull
         extra = room * (high - low)
-        return low - extra, high + extra
+        return Bounds(low - extra, high + extra)
 
     def spoil(self, step: int) -> None:
         """Count a sample that is not finite; it enters no window."""

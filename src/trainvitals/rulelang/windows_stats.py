@@ -17,7 +17,7 @@ from operator import mul
 from typing import Any
 
 from trainvitals.detectors.trend import mann_kendall, theil_sen
-from trainvitals.rulelang.windows_series import Axis, Series
+from trainvitals.rulelang.windows_series import Axis, Bounds, Series
 
 SHORT = 512
 """Up to this length the statistic of a slice, taken when somebody asks, is cheaper than one kept current at every sample."""
@@ -105,17 +105,17 @@ class Window:
         """The statistic of the samples inside; only called when there are enough."""
         raise NotImplementedError
 
-    def bounds(self, room: float) -> tuple[float, float] | None:
-        """Between which numbers the statistic lies while its series stays within `Series.reach` (`proof`); None: who knows."""
+    def bounds(self, room: float) -> Bounds | None:
+        """Between which numbers the statistic lies while its series stays within `Series.bounds`; None: nothing can be said."""
         return None
 
-    def inside(self, room: float) -> tuple[float, float] | None:
+    def inside(self, room: float) -> Bounds | None:
         """The `bounds` of a statistic that lies between the smallest and the largest sample, up to the rounding of a sum."""
         if self._axis not in ("updates", "points"):
             return None
-        low, high = self.series.reach(room)
+        low, high, _ = self.series.bounds(room)
         slack = _ROUNDING * max(abs(low), abs(high))
-        return low - slack, high + slack
+        return Bounds(low - slack, high + slack, self.length + self.skip)
 
     def ready(self) -> bool:
         """Whether the window spans its length and holds enough samples."""
