@@ -59,6 +59,8 @@ class Proof:
 
 def prove(tree: Bound, clock: Clock) -> Proof | None:
     """A proof that a condition is false; None when there is none, for it may well be false all the same."""
+    if clock.origin is None or clock.step - clock.origin < STEADY:
+        return None
     for room in ROOMS:
         used: set[Series] = set()
         try:
@@ -155,8 +157,8 @@ class _Prover:
             return (0.0 if low <= 0.0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high)))
         if name not in _RISING:
             return None
-        low, high = apply_math(name, *(low for low, _ in known)), apply_math(name, *(high for _, high in known))
-        return None if low is None or high is None else (low, high)
+        least, most = apply_math(name, *(low for low, _ in known)), apply_math(name, *(high for _, high in known))
+        return None if least is None or most is None else (least, most)
 
 
 def arithmetic(op: str, one: Interval, two: Interval) -> Interval | None:
