@@ -7,7 +7,7 @@ none is open, from evidence of progress: without a significant trend a healthy r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,15 +185,25 @@ class VerdictMaker:
 
     def due(self, step: int) -> bool:
         """Whether the periodic look is due; counts the update unless values came for one that was counted."""
-        self.updates += step > self._counted
-        self._counted = max(step, self._counted)
+        if step > self._counted:
+            self.updates += 1
+            self._counted = step
         if step < self._next:
             return False
         self._next = step + self.EVERY
         return True
 
-    def make(self, step: int, *, not_checked: Sequence[str] = (), decided: bool = True, final: bool = False) -> Verdict | None:
-        """The verdict when it changed (or `final`), else None. The envelope's run, rank and ts are for the engine to fill."""
+    def make(
+        self, step: int, *, not_checked: Callable[[], Sequence[str]] = tuple, decided: bool = True, final: bool = False
+    ) -> Verdict | None:
+        """The verdict when it changed (or `final`), else None. The envelope's run, rank and ts are for the engine to fill.
+
+        Args:
+            step: Optimizer update of the verdict.
+            not_checked: Gives the ids of the rules that were not decided; asked only when there is a verdict to put them in.
+            decided: Whether some rule was decided.
+            final: The run ends.
+        """
         state, decision, reason, leader = self._judge(step, decided, final)
         key = (state, decision, leader.rule if leader else None)
         now = self.current
@@ -209,7 +219,7 @@ class VerdictMaker:
                 counts[entry.severity] = counts.get(entry.severity, 0) + 1
         self.current = Verdict(
             step=step, state=state, decision=decision, reason=reason, rule=key[2], since_step=self._since, last_healthy_step=healthy,
-            resume_from=resume, open_findings=dict(sorted(counts.items())), not_checked=list(not_checked), final=final,
+            resume_from=resume, open_findings=dict(sorted(counts.items())), not_checked=list(not_checked()), final=final,
         )  # fmt: skip
         return self.current
 

@@ -293,9 +293,13 @@ class Engine:
             self._begin(step)
         self.store.close_update(step, time)
         before = len(out)
-        self._look(self._schedule.due(step), step, time, out)
-        self._schedule.looked(step)
-        for watch in self._schedule.timed:
+        schedule = self._schedule
+        if step >= schedule.next:
+            self._look(schedule.all, step, time, out)
+            schedule.looked(step)
+        elif schedule.quick:
+            self._look(schedule.quick, step, time, out)
+        for watch in schedule.timed:
             if not watch.calm and step > watch.warm_until:
                 self._evaluate(watch, step, time, out)
         if self._followups.waiting:
@@ -314,15 +318,9 @@ class Engine:
             if (step < watch.next_step and watch.calm) or step <= watch.warm_until or (blank and watch.blanked):
                 continue
             try:
-                value = watch.read()
-                if watch.calm:
-                    watch.rest(step)
-                    if value is None:
-                        continue
-                    if value is False:
-                        watch.life.decided += 1
-                        continue
-                self._turn(watch, value, step, time, out)
+                value = watch.look(step)
+                if value is not None or not watch.calm:
+                    self._turn(watch, value, step, time, out)
             except Exception as error:
                 self._fail(watch, error, step, time, out)
 
@@ -387,7 +385,7 @@ class Engine:
 
     def _judge(self, step: int, time: float | None, out: list[Output], *, final: bool = False) -> None:
         decided = any(watched.decided for watched in self._watched)
-        verdict = self._maker.make(step, not_checked=not_checked(self._watched), decided=decided, final=final)
+        verdict = self._maker.make(step, not_checked=lambda: not_checked(self._watched), decided=decided, final=final)
         if verdict is not None:
             out.append(verdict.model_copy(update=self._reporter.envelope(verdict.step or 0, time)))
 

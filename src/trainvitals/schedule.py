@@ -14,9 +14,10 @@ class Schedule:
 
     Attributes:
         all: Evaluated on updates.
-        quick: Those that want every update even when calm.
-        slow: The others.
+        quick: Those of them that want every update even when calm; without those that can never be true any more.
+        slow: Those that do not.
         timed: Evaluated on ticks.
+        next: First update at which all must be looked at; before it only `quick`, as in most updates of a calm run.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,7 @@ class Schedule:
         self.slow: list[Watch] = []
         self.timed: list[Watch] = []
         self._readers: dict[str, list[Watch]] = {}
-        self._next = 0
+        self.next = 0
 
     def arrange(self, rules: Iterable[Watched]) -> None:
         """Rules were bound, switched off or got new instances."""
@@ -38,16 +39,12 @@ class Schedule:
         for watch in self.all:
             for key in watch.when.keys:
                 self._readers.setdefault(key, []).append(watch)
-        self._next = 0
-
-    def due(self, step: int) -> list[Watch]:
-        """Where to look at the end of an update; in most updates of a calm run only at `quick`."""
-        return self.all if step >= self._next else self.quick
+        self.next = 0
 
     def looked(self, step: int) -> None:
-        """All that were due have been looked at: find the next update that concerns the slow ones."""
-        if step >= self._next:
-            self._next = min((watch.next_step if watch.calm else step + 1 for watch in self.slow), default=NEVER)
+        """All have been looked at: find the next update that concerns the slow ones."""
+        self.next = min((watch.next_step if watch.calm else step + 1 for watch in self.slow), default=NEVER)
+        self.quick = [watch for watch in self.quick if watch.next_step < NEVER or not watch.calm]
 
     def wake(self, news: list[Series], step: int) -> None:
         """Series brought news: whoever reads them looks at every update for a while."""
@@ -55,11 +52,11 @@ class Schedule:
             for watch in self._readers.get(series.key, ()):
                 watch.awake_until = step + AWAKE
                 watch.next_step = min(watch.next_step, step) if step <= watch.until else NEVER
-        self._next = min(self._next, step)
+        self.next = min(self.next, step)
         news.clear()
 
     def wake_all(self, step: int) -> None:
         """Values came for an update that was closed: everybody looks once more."""
         for watch in self.all:
             watch.next_step = min(watch.next_step, step)
-        self._next = min(self._next, step)
+        self.next = min(self.next, step)

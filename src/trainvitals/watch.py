@@ -14,6 +14,7 @@ from trainvitals.rulelang.compile import Binder, Bound, RunInfo
 from trainvitals.rulelang.expr import Expr
 from trainvitals.rulelang.model import Rule, Sustain, Value
 from trainvitals.rulelang.pace import pace, reach
+from trainvitals.rulelang.proof import Proof
 
 MAX_INSTANCES = 64
 """Label values that one rule watches; more are counted and reported, not watched."""
@@ -23,6 +24,9 @@ BLANK_UPDATES = 5
 BLANK_AFTER = frozenset({"resume", "ref_sync", "schedule_change", "config_change"})
 BLANKED_CATEGORIES = frozenset({"collapse", "over-optimization", "ood-drift", "data"})
 """Only statistical rules look away: a NaN, a stall or a full memory is never a legal jump."""
+
+WAIT, MAX_WAIT = 64, 1024
+"""Updates between two attempts at a proof: an attempt costs about as much as ten looks."""
 
 NEVER = 2**62
 """A step that no run reaches."""
@@ -57,11 +61,13 @@ class Watch:
         awake_until: Until this step it is looked at on every update, because one of its series brought news.
         until: After this step the condition can never be true.
         blanked: It looks away after a legal jump.
+        proof: Why its condition must be false, as long as that holds.
+        prove_at: No proof is sought before this step.
     """
 
     __slots__ = (
-        "awake_until", "blanked", "bounds", "calm", "clear", "count", "finding_id", "hold_until", "label", "life", "next_step", "next_time", "owner", "pace", "read",
-        "said_at", "suppressed_by", "unless", "until", "warm_until", "when",
+        "awake_until", "blanked", "bounds", "calm", "clear", "count", "finding_id", "hold_until", "label", "life", "next_step", "next_time", "owner", "pace", "proof", "prove_at", "read",
+        "said_at", "suppressed_by", "unless", "until", "wait", "warm_until", "when",
     )  # fmt: skip
 
     def __init__(self, owner: Watched, label: tuple[str, str] | None, warm_until: int) -> None:
@@ -84,6 +90,9 @@ class Watch:
         self.until = math.inf
         self.blanked = rule.category in BLANKED_CATEGORIES
         self.bounds: dict[int, Bound] = {}
+        self.proof: Proof | None = None
+        self.prove_at = 0
+        self.wait = WAIT
 
     def bind(self, binder: Binder) -> None:
         """Bind every expression of the rule, those of its texts and suggestions too: their windows must fill from now on."""
@@ -97,6 +106,21 @@ class Watch:
         self.read = self.when.read
         self.clear = self.bounds[id(rule.clear)] if rule.clear is not None else None
         self.unless = [self.bounds[id(expr)] for expr in rule.unless.values()]
+        self.proof = None
+
+    def look(self, step: int) -> Value:
+        """The value of the condition; None also for false from a calm rule, which changes nothing but the count of decisions."""
+        if not self.calm:
+            return self.read()
+        self.rest(step)
+        if self.proof is None or not self.proof.holds():
+            value = self.read()
+            if value is not False:
+                return value
+            if step >= self.prove_at:
+                self.prove(step)
+        self.life.decided += 1
+        return None
 
     def rest(self, step: int) -> None:
         """It was looked at and is calm: say when to look again. Anchored to the step, so that a pause shifts nothing."""
@@ -106,6 +130,13 @@ class Watch:
             self.next_step = step + 1
         else:
             self.next_step = step - step % self.pace + self.pace
+
+    def prove(self, step: int) -> None:
+        """Its condition was computed and is false: perhaps it must be. Whoever fails tries again, but ever more rarely."""
+        self.proof = self.when.prove()
+        if self.proof is None:
+            self.wait = min(2 * self.wait, MAX_WAIT)
+        self.prove_at = step + self.wait
 
     def _expressions(self) -> list[Expr]:
         rule = self.owner.rule

@@ -93,6 +93,15 @@ def test_repetition_equals_brute_force(row):
     assert repetition(row) == (None if expected is None else pytest.approx(expected))
 
 
+def test_repetition_of_a_long_text_is_counted_by_hashes_and_is_the_same():
+    """Above `_FEW` tokens."""
+    draw = np.random.default_rng(1)
+    fresh = [int(token) for token in draw.integers(0, 50_000, 2_000)]
+    row = fresh + fresh[:500]
+    grams = [tuple(row[i : i + 4]) for i in range(len(row) - 3)]
+    assert repetition(row) == 1 - len(set(grams)) / len(grams) == pytest.approx(497 / 2_497)
+
+
 def test_text_signals():
     rows = [[5, 6, 7, 2], [5, 6, 7, 2], [2], [], [9, 2], [8, 2], [7, 2], [6, 2]]
     values = text_signals(rows, 4, frozenset({2}))

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from trainvitals.events import labelled
 
 _ZERO = 1e-8  # torch.isclose(std, 0) of TRL: absolute tolerance 1e-8
-_SAMPLE = 64  # completions read for repetition: sorting 64 x 1024 4-grams takes about 3 ms
+_SAMPLE = 64  # completions read for repetition: 64 x 1024 4-grams take about 3 ms
 _NGRAM = 4
+_FEW = 2000  # up to so many tokens a set of tuples is faster than sorting hashes: 3 us for 32 tokens against 11, 500 for 4,000 against 300
 
 Floats = NDArray[np.float64]
 
@@ -152,6 +153,8 @@ def repetition(row: Sequence[int]) -> float | None:
     count = len(row) - _NGRAM + 1
     if count < 2:
         return None
+    if len(row) <= _FEW:
+        return 1.0 - len(set(zip(*(row[offset:] for offset in range(_NGRAM)), strict=False))) / count
     tokens = np.asarray(row, dtype=np.uint64)
     key = np.zeros(count, dtype=np.uint64)
     for offset in range(_NGRAM):

@@ -29,8 +29,9 @@ from trainvitals.rulelang.kleene import (
     parts,
 )
 from trainvitals.rulelang.kleene import Bound as Tree
+from trainvitals.rulelang.proof import Proof, prove
 from trainvitals.rulelang.windows import Series, Store
-from trainvitals.rulelang.windows_series import Axis
+from trainvitals.rulelang.windows_series import Axis, Bounds
 
 if TYPE_CHECKING:
     from trainvitals.findings import Term
@@ -114,6 +115,10 @@ class Bound:
     def until(self) -> float:
         """The last ``run.step`` at which it can be true; infinite for most conditions."""
         return expires(self._tree)
+
+    def prove(self) -> Proof | None:
+        """A proof that it stays false for a while; None when there is none."""
+        return prove(self._tree, self._binder.store.clock)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -234,17 +239,23 @@ class Binder:
         if isinstance(series, Absent):
             return series
         span = math.inf if series.cadence_kind == "once" else 1.0
-        return Read(series.key, series.now, "number", 1.0, (series,), span)
+        return Read(series.key, series.now, "number", 1.0, (series,), span, series.bounds)
 
     def _run(self, name: str) -> Tree:
         clock, run = self.store.clock, self.run
         if name == "step":
-            return Read("run.step", lambda: clock.step, "number", 1.0, span=math.inf)
+            return Read("run.step", lambda: clock.step, "number", 1.0, span=math.inf, bounds=lambda _: Bounds(clock.step, math.inf, 0.0))
         if name == "phase":
             return Read("run.phase", lambda: run.phase, "string", 1.0, span=math.inf)
         if name == "progress":
             total = run.total_steps
-            return Read("run.progress", lambda: min(1.0, clock.step / total), "number", 1.0, span=math.inf) if total else UNKNOWN
+            if not total:
+                return UNKNOWN
+
+            def progress() -> float:
+                return min(1.0, clock.step / total)
+
+            return Read("run.progress", progress, "number", 1.0, span=math.inf, bounds=lambda _: Bounds(progress(), 1.0, 0.0))
         return constant(getattr(run, name))
 
     def _signal(self, name: str, context: _Context) -> Series | Absent:
@@ -293,11 +304,11 @@ class Binder:
         clock = self.store.clock
         text = f"{node.function}({series.key})"
         if node.function == "has":
-            return Read(text, lambda: bool(series.xs) and series.fresh(), "bool", 2.0, (series,), math.inf)
+            return Read(text, lambda: bool(series.xs) and series.fresh(), "bool", 2.0, (series,), math.inf, lambda _: Bounds(1.0, 1.0))
         if node.function == "age":
             return Read(text, lambda: float(clock.step - series.steps[-1]) if series.steps else None, "number", 2.0)
         if node.function == "is_finite":
-            return Read(text, lambda: None if not series.xs and series.bad_at < 0 else series.bad_at != series.total, "bool", 2.0, (series,), math.inf)
+            return Read(text, lambda: None if not series.xs and series.bad_at < 0 else series.bad_at != series.total, "bool", 2.0, (series,), math.inf, lambda _: Bounds(1.0, 1.0))
         updates = self._constant(node.keyword("updates"), context)
         return Read(f"{node.function}({series.key}, updates={updates:g})", lambda: series.bad_within(updates), "number", 2.0, span=math.inf)
 
@@ -331,7 +342,8 @@ class Binder:
                 return of()
 
         span = math.inf if node.function.startswith("frozen_") else length if axis == "updates" else 1.0
-        return Read(window.key, value, "number", _WINDOW_COST.get(node.function, 5.0), (window.series,), span)
+        bounds = window.bounds if _plain(inner) else None  # only what comes with the frames has a hull
+        return Read(window.key, value, "number", _WINDOW_COST.get(node.function, 5.0), (window.series,), span, bounds)
 
     def _source(self, tree: Tree) -> tuple[Series, Callable[[], None] | None]:
         """The series of a signal, or one derived from an expression; with what must be called before it is read, if anything."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainvitals.rulelang.expr import Kind
 from trainvitals.rulelang.functions import apply_math
-from trainvitals.rulelang.windows_series import Series
+from trainvitals.rulelang.windows_series import Bounds, Series
 
 Value = float | bool | str | None
 
@@ -37,6 +37,8 @@ class Read:
         series: Series it depends on; a derived series is sampled when one of them has a new sample.
         span: Updates that it looks back: the length of a window; 1 for a newest value, a time or another rule; infinite for
             what only news changes (references that are fixed, presence, the run's own clock).
+        bounds: Gives between which numbers it lies, its series' hulls widened by a share (`proof`). Gives None, or is None,
+            where nothing can be said.
     """
 
     text: str
@@ -45,6 +47,7 @@ class Read:
     cost: float = 1.0
     series: tuple[Series, ...] = ()
     span: float = 1.0
+    bounds: Callable[[float], Bounds | None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Store:
         self.boundaries: dict[str, tuple[int, float | None]] = {}
         self.late = 0
         self._series: dict[str, Series] = {}
+        self._feeds: list[tuple[str, Series, Callable[[float], None], Callable[[float], None]]] = []  # of each, what ingest needs
         self._own: dict[str, Series] = {}
         self._derived: dict[str, Derived] = {}
         self._elementwise: dict[str, Elementwise] = {}
@@ -82,27 +83,38 @@ class Store:
         if step < clock.step:
             self._ingest_late(frame)
             return
+        again = step == clock.step
         clock.step = step
         if clock.origin is None:
             clock.origin = step - 1
         get = frame.values.get
-        for key, series in self._series.items():
+        for key, series, add, mark in self._feeds:
             value = get(key)
             if value is None:
                 continue
-            if series.low <= value <= series.high:
-                series.add(value)
-                series.mark(step)
-                continue
-            self.news.append(series)
-            if value - value == 0.0:
-                series.add(value)
-                series.mark(step)
+            if series.usual_low <= value <= series.usual_high:
+                add(value)
+                mark(step)
+            elif value - value == 0.0:
+                add(value)
+                mark(step)
+                series.stretch(value, value)
+                if not series.low <= value <= series.high:
+                    self.news.append(series)
             else:
                 series.spoil(step)
+                self.news.append(series)
+        if again:
+            self._look_for_second_samples(frame)
         for series in self._wide:
             if series.key in frame.values and len(series.xs) > len(series.times if series.times is not None else series.tokens or ()):
                 series.mark_wide()
+
+    def _look_for_second_samples(self, frame: Frame) -> None:
+        for key in frame.values:
+            series = self._series.get(key)
+            if series is not None and series.steps[-2:] == [frame.step, frame.step]:
+                series.uneven += 1
 
     def _ingest_late(self, frame: Frame) -> None:
         """Samples of an update that was closed before: they enter windows at their own index."""
@@ -153,6 +165,7 @@ class Store:
         if found is None:
             spec = self.catalogue.get(split_label(key)[0])
             found = self._series[key] = Series(key, self.clock, spec.cadence if spec else "update")
+            self._feeds.append((key, found, found.add, found.mark))
             if key in self._saved["series"]:
                 found.load_state_dict(self._saved["series"].pop(key))
         return found

@@ -9,7 +9,7 @@ from typing import Any
 from trainvitals.detectors.gain import Gain
 from trainvitals.detectors.shift import Shift
 from trainvitals.rulelang.windows_long import MAD_TO_SIGMA, median_deviation, quantile
-from trainvitals.rulelang.windows_series import Series
+from trainvitals.rulelang.windows_series import Bounds, Series
 from trainvitals.rulelang.windows_stats import MIN_SAMPLES, MIN_SHARE
 
 
@@ -39,6 +39,10 @@ class Frozen:
         if self._result is None:
             self.advance()
         return self._result
+
+    def bounds(self, room: float) -> Bounds | None:
+        """As `Window.bounds`: once it is fixed, nothing moves it."""
+        return None if self._result is None else Bounds(self._result, self._result, 0.0)
 
     def advance(self) -> None:
         """Collect new samples; the last one of the stretch fixes the reference."""
@@ -99,6 +103,10 @@ class Shifted:
             self.advance()
         evidence = self.detector.evidence
         return evidence if evidence is not None and self.series.fresh() else None
+
+    def bounds(self, room: float) -> Bounds | None:
+        """As `Window.bounds`: evidence jumps."""
+        return None
 
     def advance(self) -> None:
         """Judge every new sample, once and in order."""

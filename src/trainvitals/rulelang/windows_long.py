@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from typing import Any
 
-from trainvitals.rulelang.windows_series import Axis, Series
+from trainvitals.rulelang.windows_series import Axis, Bounds, Series
 from trainvitals.rulelang.windows_stats import Window
 
 MAD_TO_SIGMA = 1.4826
@@ -143,6 +143,7 @@ class Extreme(Window):
     """Minimum or maximum of a long window by a monotonic deque of sample numbers."""
 
     __slots__ = ("_line", "largest")
+    bounds = Window.inside
 
     def __init__(self, largest: bool, key: str, series: Series, axis: Axis, length: float) -> None:
         super().__init__(key, series, axis, length)
@@ -222,6 +223,9 @@ class Ordered(Window):
         if self.what == "spread":
             return MAD_TO_SIGMA * median_deviation(ordered)
         return quantile(ordered, self._q)
+
+    def bounds(self, room: float) -> Bounds | None:
+        return self.inside(room) if self.what == "quantile" else None
 
     def clear(self) -> None:
         self._sorted.clear()

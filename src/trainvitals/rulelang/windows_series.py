@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from operator import sub
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Axis = Literal["updates", "points", "tokens", "seconds"]
 
@@ -24,6 +24,8 @@ MARGIN = 0.75
 """The range is widened by this much of itself on each side. White Gaussian noise then leaves the band about once in 36,000
 samples (simulated: tests/rulelang/test_windows.py); a series that drifts evenly does not leave it before the next review; a
 jump, a spike or the first value that is not finite does so at once."""
+USUAL = 0.25
+"""The same for a narrower range: what leaves it (one sample in some hundreds) is looked at one by one, and stretches the hull."""
 _KNOWN = 8
 """Samples that a series must have before it has a band: before that every sample is news."""
 
@@ -40,6 +42,20 @@ class Clock:
         self.time: float | None = None
         self.tokens: float | None = None
         self.every: float = 1.0
+
+
+class Bounds(NamedTuple):
+    """Between which numbers a value lies while its series bring one sample an update and stay in their hull (`proof`).
+
+    Attributes:
+        low: Lower end, which belongs to it; of a bool 0, or 1 when it holds.
+        high: Upper end.
+        back: Updates that the value looks back; 0 when nothing that comes can change the bounds.
+    """
+
+    low: float
+    high: float
+    back: float = 1.0
 
 
 class Watcher(Protocol):
@@ -65,10 +81,13 @@ class Series:
         steps: Step of each value.
         low: Lower end of the band (`BAND`); above `high` while there is none.
         high: Upper end of the band.
+        usual_low: Lower end of the narrower range (`USUAL`), and `usual_high` the upper one.
+        hull: Ends between which every sample kept and the usual range lie; the lower one above the upper one while there is neither.
+        uneven: Samples that did not come once an update, in order: a second one of an update, a late one.
         dropped: Samples seen before ``xs[0]``.
     """
 
-    __slots__ = ("_cadences", "_horizon", "_horizon_until", "_observed", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "key", "low", "mark", "nonfinite", "steps", "times", "tokens", "windows", "xs")
+    __slots__ = ("_cadences", "_horizon", "_horizon_until", "_observed", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "hull", "key", "low", "mark", "nonfinite", "steps", "times", "tokens", "uneven", "usual_high", "usual_low", "windows", "xs")
 
     def __init__(self, key: str, clock: Clock, cadence_kind: str = "update") -> None:
         self.key = key
@@ -83,6 +102,8 @@ class Series:
         self._observed: dict[str, tuple[int, float | None]] = {}
         self.dropped = 0
         self.low, self.high = math.inf, -math.inf
+        self.usual_low, self.usual_high = self.hull = (math.inf, -math.inf)
+        self.uneven = 0
         self.nonfinite = 0
         self.bad_at = -1
         self.bad_steps: list[int] = []
@@ -125,8 +146,22 @@ class Series:
             return
         recent = xs[-BAND:]
         low, high = min(recent), max(recent)
-        margin = MARGIN * (high - low)
+        margin, usual = MARGIN * (high - low), USUAL * (high - low)
         self.low, self.high = low - margin, high + margin
+        self.usual_low, self.usual_high = low - usual, high + usual
+        self.stretch(self.usual_low, self.usual_high)
+
+    def stretch(self, low: float, high: float) -> None:
+        """Make the hull hold these two."""
+        hull = self.hull
+        if low < hull[0] or high > hull[1]:
+            self.hull = (min(low, hull[0]), max(high, hull[1]))
+
+    def bounds(self, room: float) -> Bounds:
+        """The hull, widened by `room` times its width on each side: where the newest value lies."""
+        low, high = self.hull
+        extra = room * (high - low)
+        return Bounds(low - extra, high + extra)
 
     def spoil(self, step: int) -> None:
         """Count a sample that is not finite; it enters no window."""
@@ -227,6 +262,8 @@ class Series:
             window.advance()
         self._cadences.clear()
         self._observed.clear()
+        self.uneven += 1
+        self.stretch(value, value)
         self.xs.insert(at, value)
         self.steps.insert(at, step)
         for axis in (self.times, self.tokens):
@@ -247,6 +284,7 @@ class Series:
             if axis is not None:
                 del axis[:count]
         self.dropped += count
+        self.hull = (min(self.usual_low, min(self.xs)), max(self.usual_high, max(self.xs)))
         for window in self.windows:
             window.shift(count)
 
@@ -287,6 +325,8 @@ class Series:
         self.dropped, self.nonfinite, self.bad_at = state["dropped"], state["nonfinite"], state["bad_at"]
         self.bad_steps = list(state["bad_steps"])
         self.low, self.high = state["band"] or (math.inf, -math.inf)
+        self.usual_low, self.usual_high = math.inf, -math.inf
+        self.hull = (min(self.xs, default=math.inf), max(self.xs, default=-math.inf))
         self._cadences.clear()
         self._observed.clear()
         self._horizon_until = 0

@@ -17,11 +17,13 @@ from operator import mul
 from typing import Any
 
 from trainvitals.detectors.trend import mann_kendall, theil_sen
-from trainvitals.rulelang.windows_series import Axis, Series
+from trainvitals.rulelang.windows_series import Axis, Bounds, Series
 
 SHORT = 512
 """Up to this length the statistic of a slice, taken when somebody asks, is cheaper than one kept current at every sample."""
 MIN_SAMPLES = 3
+_ROUNDING = 1e-9
+"""Relative error that a sum of `SHORT` numbers stays far below."""
 MIN_SHARE = 0.8
 """A window is ready with this share of the samples that the observed cadence promises (notes/rules.md 9.4)."""
 
@@ -102,6 +104,18 @@ class Window:
     def compute(self) -> float | None:
         """The statistic of the samples inside; only called when there are enough."""
         raise NotImplementedError
+
+    def bounds(self, room: float) -> Bounds | None:
+        """Between which numbers the statistic lies while its series stays within `Series.bounds`; None: nothing can be said."""
+        return None
+
+    def inside(self, room: float) -> Bounds | None:
+        """The `bounds` of a statistic that lies between the smallest and the largest sample, up to the rounding of a sum."""
+        if self._axis not in ("updates", "points"):
+            return None
+        low, high, _ = self.series.bounds(room)
+        slack = _ROUNDING * max(abs(low), abs(high))
+        return Bounds(low - slack, high + slack, self.length + self.skip)
 
     def ready(self) -> bool:
         """Whether the window spans its length and holds enough samples."""
@@ -221,6 +235,7 @@ class ShortMean(Short):
     """Mean of a slice."""
 
     __slots__ = ()
+    bounds = Short.inside
 
     def value(self) -> float | None:
         """As `Short.value`, with the mean written out: it is by far the most frequent window."""
@@ -273,6 +288,7 @@ class ShortMinimum(Short):
     """Smallest of a slice."""
 
     __slots__ = ()
+    bounds = Short.inside
 
     def of(self, values: list[float]) -> float | None:
         return min(values)
@@ -282,6 +298,7 @@ class ShortMaximum(Short):
     """Largest of a slice."""
 
     __slots__ = ()
+    bounds = Short.inside
 
     def of(self, values: list[float]) -> float | None:
         return max(values)
