@@ -159,6 +159,26 @@ def test_cause_hides_effect_until_it_clears_and_both_are_closed(tmp_path: Path) 
     assert (outlives.role, outlives.incident_id) == ("symptom", root.finding_id)  # it outlives its cause and does not become one
 
 
+def test_an_error_does_not_stay_hidden_behind_a_warning_and_speaks_once_per_incident(tmp_path: Path) -> None:
+    cause = rule(tmp_path, "cause", 1, "policy.kl_ref")
+    broken = rule(tmp_path, "broken", 2, "policy.kl_old", "caused_by: [cause]\n", severity="error")
+    too = rule(tmp_path, "broken-too", 3, "policy.entropy", "caused_by: [cause]\n", severity="error")
+    rows = [(0, 0, 0), (2, 0, 0), (2, 2, 0), (2, 2, 2), (2, 0, 2), (0, 0, 0)]
+    items: list[Item] = [
+        Frame(step, {"policy.kl_ref": a, "policy.kl_old": b, "policy.entropy": c}) for step, (a, b, c) in enumerate(rows, 1)
+    ]
+    records = drive(Engine(load(cause, broken, too)), items)
+    assert findings(records) == [
+        (2, "cause", "firing"), (3, "broken", "firing"), (4, "broken-too", "suppressed"), (5, "broken", "resolved"), (5, "broken-too", "firing"),
+        (6, "cause", "resolved"), (6, "broken-too", "resolved"),
+    ]  # fmt: skip
+    root, told = (next(one for one in records if isinstance(one, Finding) and one.rule.id == name) for name in ("cause", "broken"))
+    assert told.message.startswith("Now an error, after cause: ")
+    assert (told.severity, told.role, told.incident_id, told.suppressed_by) == ("error", "symptom", root.finding_id, None)
+    verdict = next(one for one in records if isinstance(one, Verdict) and one.step == 3)
+    assert (verdict.decision, verdict.rule, verdict.reason) == ("stop", "cause", told.message)  # what to act on, and how soon
+
+
 def test_hold_waits_for_a_pending_cause_and_remembers_a_gone_one(tmp_path: Path) -> None:
     cause = rule(tmp_path, "cause", 1, "policy.kl_ref", "sustain: {hits: 2, of: 2}\n")
     effect = rule(tmp_path, "effect", 2, "policy.kl_old", "caused_by: [cause]\nhold: {updates: 3}\n")

@@ -108,6 +108,10 @@ class Incidents:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._causes = ancestors(rules)
 
+    def causes(self, rule: str) -> frozenset[str]:
+        """Ids of all that explains a rule, directly or not."""
+        return self._causes.get(rule, frozenset())
+
     def place(self, rule: str, step: int, open_findings: Iterable[Open]) -> tuple[str | None, str]:
         """Incident that a new finding of `rule` joins (None: it starts one), and its role: root, symptom or independent."""
         causes = self._causes.get(rule, frozenset())
@@ -237,20 +241,26 @@ class VerdictMaker:
         speaking = [entry for entry in self.open.values() if not entry.suppressed and entry.severity != "info"]
         if speaking:
             leader = min(speaking, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule))
-            # A cause speaks for its effects, but an error that a warning stands for is still what became of the run.
+            # A cause is what to act on, and the worst of its effects says how soon and how the run is called.
             effects = [entry for entry in self.open.values() if entry.suppressed and entry.severity == "error"]
             policy = [entry for entry in (*speaking, *effects) if _state(entry)]
             shaping = leader if (leader in policy and leader.severity == "error") or not policy else min(
                 policy, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule)
             )  # fmt: skip
             state = _state(shaping) or self._healthy_state(final)[0]
-            return state, self._decide(leader, step), leader.message, leader
+            return state, self._decide(leader, step), leader.message, self._cause_of(leader, speaking)
         if self.updates < MIN_UPDATES or not decided:
             if final:
                 return "insufficient_data", "watch", f"The run ended after {self.updates} observed updates: too few to judge.", None
             return "warming_up", "continue", "Too early to judge.", None
         state, decision, reason = self._healthy_state(final)
         return state, decision, reason, None
+
+    def _cause_of(self, entry: Open, speaking: Sequence[Open]) -> Open:
+        """The earliest finding of the same incident that explains this one; itself when nothing does."""
+        above = self.incidents.causes(entry.rule)
+        causes = [other for other in speaking if other.incident == entry.incident and other.rule in above]
+        return min(causes, key=lambda other: (other.onset, other.rule), default=entry)
 
     def _decide(self, leader: Open, step: int) -> Decision:
         if leader.severity == "error":

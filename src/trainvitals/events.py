@@ -366,6 +366,7 @@ class EvalEvent(Event):
     reward: float | None = signal("reward", "Mean training reward measured on the evaluation set.", cadence="eval")
     score: float | None = signal("score", "Held-out score from a checker that is not the training reward.", cadence="eval")
     accuracy: float | None = signal("fraction", "Preference or token accuracy on the evaluation set.", low=0, high=1, cadence="eval")
+    margin: float | None = signal("reward", "Mean implicit reward of chosen (desirable) minus that of rejected (undesirable) responses on the evaluation set.", cadence="eval", per="sequence")
     score_fall: float | None = signal("score", "Best held-out score of the run so far minus the better one of the two newest, by HeldoutProbe.", low=0, cadence="eval")
     proxy_gain: float | None = signal("reward", "Mean training reward of the updates before this evaluation minus that before the best one, by HeldoutProbe.", cadence="eval")
     fall_chance: float | None = signal("fraction", "HeldoutProbe: bound on the chance that anywhere in the run two evaluations in a row fall so clearly, prompt by prompt against the best one, by luck; the least since the best.", low=0, high=1, cadence="eval")

@@ -64,8 +64,9 @@ class Reporter:
         *,
         suppressed_by: str | None = None,
         incident: tuple[str | None, str] = (None, "independent"),
+        after: str | None = None,
     ) -> Finding:
-        """One transition of an instance, with values as they are now."""
+        """One transition of an instance, with values as they are now; `after` is the milder cause that it outgrew."""
         rule, life = watch.owner.rule, watch.life
         assert watch.finding_id is not None
         opening = state in {"firing", "suppressed"}
@@ -86,7 +87,7 @@ class Reporter:
             severity=rule.severity,
             category=rule.category,
             title=rule.title,
-            message=self._message(watch, state),
+            message=(f"Now an error, after {after}: " if after else "") + self._message(watch, state),
             advice=rule.advice.render(watch.value).strip() if opening else "",
             instance={watch.label[0]: clean_label(watch.label[1])} if watch.label else {},
             first_step=life.opened,

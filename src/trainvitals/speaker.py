@@ -1,4 +1,4 @@
-"""What is said when a rule opens, keeps firing or closes: causes, holds, repeats, composites."""
+"""What is said when a rule opens, keeps firing or closes: causes, holds, repeats, composites, and an error that a warning would hide."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from trainvitals.diagnosis import VerdictMaker
 from trainvitals.findings import Finding, FindingState, Verdict
 from trainvitals.reporting import Reporter
 from trainvitals.rule_state import Transition
+from trainvitals.rulelang.model import Rule
 from trainvitals.watch import Watch
 
 Output = Finding | Verdict
@@ -43,7 +44,7 @@ class Speaker:
             if cause is None and rule.hold and any(cause.pending for cause in watch.owner.causes):
                 watch.hold_until = step + rule.hold
                 return
-            self._emit(watch, "suppressed" if cause else "firing", step, time, out, suppressed_by=cause)
+            self._open(watch, cause, step, time, out)
         elif transition == "close":
             watch.hold_until = None
             if watch.finding_id is not None:
@@ -63,23 +64,43 @@ class Speaker:
             cause = self._cause(watch, step)
             if cause is not None or step >= watch.hold_until or not any(cause.pending for cause in watch.owner.causes):
                 watch.hold_until = None
-                self._emit(watch, "suppressed" if cause else "firing", step, time, out, suppressed_by=cause)
+                self._open(watch, cause, step, time, out)
         elif watch.suppressed_by is not None:
-            if self._cause(watch, step) is None:
-                self._emit(watch, "firing", step, time, out)
+            cause = self._cause(watch, step)
+            if cause is None or self._too_grave(watch, cause, step):
+                self._open(watch, cause, step, time, out)
         elif isinstance(repeat, int) and watch.finding_id is not None and step - watch.said_at >= repeat:
             self._emit(watch, "firing", step, time, out)
 
-    def _cause(self, watch: Watch, step: int) -> str | None:
-        """Id of a rule that explains this one now."""
+    def _cause(self, watch: Watch, step: int) -> Rule | None:
+        """A rule that explains this one now; an error before others, for behind it an error may hide."""
         owner = watch.owner
+        first: Rule | None = None
         for cause in owner.causes:
             if cause.off is None and cause.explains(step, owner.rule.hold):
-                return cause.rule.id
-        return None
+                if cause.rule.severity == "error":
+                    return cause.rule
+                first = first or cause.rule
+        return first
+
+    def _too_grave(self, watch: Watch, cause: Rule, step: int) -> bool:
+        """Whether this is the first error of an incident of which a reader has only heard a warning: it is told, once."""
+        if watch.owner.rule.severity != "error" or cause.severity == "error":
+            return False
+        others = [one for key, one in self.maker.open.items() if key != watch.finding_id]
+        incident, _ = self.maker.incidents.place(watch.owner.rule.id, step, others)
+        return not any(one.severity == "error" and not one.suppressed and one.incident == incident for one in others)
+
+    def _open(self, watch: Watch, cause: Rule | None, step: int, time: float | None, out: list[Output]) -> None:
+        if cause is None:
+            self._emit(watch, "firing", step, time, out)
+        elif self._too_grave(watch, cause, step):
+            self._emit(watch, "firing", step, time, out, after=cause.id)
+        else:
+            self._emit(watch, "suppressed", step, time, out, suppressed_by=cause.id)
 
     def _emit(
-        self, watch: Watch, state: FindingState, step: int, time: float | None, out: list[Output], *, suppressed_by: str | None = None
+        self, watch: Watch, state: FindingState, step: int, time: float | None, out: list[Output], *, suppressed_by: str | None = None, after: str | None = None
     ) -> None:
         rule = watch.owner.rule
         if watch.finding_id is None:
@@ -91,7 +112,7 @@ class Speaker:
         place = self.maker.incidents.place(rule.id, step, [one for key, one in self.maker.open.items() if key != watch.finding_id])
         known = self.maker.open.get(watch.finding_id)
         incident = (known.incident, known.role) if known else place  # its place in the incident is the one that it came with
-        finding = self.reporter.finding(watch, state, step, time, suppressed_by=suppressed_by, incident=incident)
+        finding = self.reporter.finding(watch, state, step, time, suppressed_by=suppressed_by, incident=incident, after=after)
         first = known is None or known.suppressed
         self._record(finding, watch, out, opening=state == "firing" and first)
         if state == "resolved":

@@ -208,6 +208,12 @@ def test_held_out_accuracy_of_pairs_is_no_token_accuracy(row: dict[str, float]) 
     assert Mapper("dpo").frame(bare, step=1, phase="eval").values == {"eval.accuracy": 0.9}
 
 
+def test_held_out_margin_is_that_of_trainers_with_a_reference() -> None:
+    row = {"eval_loss": 0.5, "eval_rewards/margins": 0.3}
+    assert Mapper("kto").frame(row, step=1).values == {"eval.loss": 0.5, "eval.margin": 0.3}
+    assert Mapper("orpo").frame(row, step=1).values == {"eval.loss": 0.5}  # beta times mean log-probs: another scale
+
+
 def test_told_trainer_wins() -> None:
     mapper = Mapper("rloo")
     mapper.frame(GRPO, step=1)

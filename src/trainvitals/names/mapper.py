@@ -231,7 +231,7 @@ class Mapper:
                 self._exact.setdefault(entry.raw, entry)
         self._patterns.sort(key=lambda row: -len(row[0]) - len(row[1]))  # the most specific pattern first
         self._rank = {entry.raw: place for place, entry in enumerate(chosen)}
-        self._eval = {entry.raw: entry for entry in transformers.EVAL}
+        self._eval = {entry.raw: entry for entry in transformers.EVAL if not entry.trainers or self.trainer in entry.trainers}
         self._eval_rank = {entry.raw: place for place, entry in enumerate(transformers.EVAL)}
 
     def _find(self, raw: str) -> tuple[Entry, str] | None:

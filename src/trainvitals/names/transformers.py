@@ -30,6 +30,7 @@ EVAL: tuple[Entry, ...] = (
     Entry("loss", "eval.loss", "loss", scope="eval"),
     Entry("reward", "eval.reward", "reward", scope="eval", note="the training reward on held-out prompts, no checker's score"),
     Entry("rewards/accuracies", "eval.accuracy", "fraction", scope="eval"),
+    Entry("rewards/margins", "eval.margin", "reward", "sequence", trainers=("dpo", "kto", "bco"), scope="eval", note="the only word of KTO's evaluation on which of the two it prefers"),
     Entry("mean_token_accuracy", "eval.accuracy", "fraction", scope="eval"),
     Entry("accuracy", "eval.accuracy", "fraction", scope="eval", note="preference accuracy of a reward model, or the user's compute_metrics"),
     Entry("score", "eval.score", "score", scope="eval", note="only from a checker of the user's own"),
