@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     curing.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="5 and more were never recorded: unseen")
     curing.add_argument("--jobs", type=int, default=2)
     curing.add_argument("--again", action="store_true", help="also what has a result; arms that would do the same are kept")
+    curing.add_argument("--arms", nargs="*", choices=cure.ARMS, default=list(cure.ARMS))
     curing.add_argument("--lead", action="store_true", help="instead: the right change 0, 20 and 50 updates after the alarm")
     reporting = parts.add_parser("report", help="write docs/benchmark.md")
     reporting.add_argument("--check", action="store_true", help="only say whether it is fresh")
@@ -46,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.part == "score":
         return _score(cases, options.split)
     if options.part == "cure":
-        return int(cure.cure_all(cases, options.seeds, jobs=options.jobs, part="lead" if options.lead else "forks", again=options.again) > 0)
+        part = "lead" if options.lead else "forks"
+        return int(cure.cure_all(cases, options.seeds, jobs=options.jobs, part=part, again=options.again, arms=options.arms) > 0)
     return int(record.record_all(cases, jobs=options.jobs, again=options.again) > 0)
 
 

@@ -204,13 +204,14 @@ def goals(case: Case) -> tuple[str, ...]:
     return (case.goal, case.learned) if case.learned else (case.goal,)
 
 
-def fork(case: Case, seed: int, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def fork(case: Case, seed: int, kept: Mapping[str, Any] | None = None, arms: Sequence[str] = ARMS) -> dict[str, Any]:
     """One run until its alarm and its four arms; what came of each.
 
     Args:
         case: What to train.
         seed: Its seed; the twins give the standard, whatever their seeds are.
         kept: An earlier result of the same run: an arm that makes the same change at the same place is not trained again.
+        arms: Which of `ARMS`.
     """
     healthy = {goal: healthy_end(case, goal) for goal in goals(case)}
     with tempfile.TemporaryDirectory() as temporary:
@@ -229,7 +230,7 @@ def fork(case: Case, seed: int, kept: Mapping[str, Any] | None = None) -> dict[s
         result |= {"alarm": sick.alarm.step, "rule": sick.alarm.rule.id, "from": resume_at, "suggested": ours, "right": dict(case.cure or {})}
         same = kept is not None and kept["alarm"] is not None and kept["from"] == resume_at
         draws = iter(random_changes(config, case.trainer, Random(f"{case.id}-{seed}")))
-        for arm in ARMS:
+        for arm in arms:
             changes = {"suggested": ours, "right": dict(case.cure or {}), "carry on": {}}.get(arm)
             if arm == "suggested" and not ours:
                 result["arms"][arm] = {"reached": None, "recovered": False, "note": "no parameter suggested"}
@@ -278,13 +279,13 @@ def lead(case: Case, seed: int, waits: Sequence[int] = WAITS) -> dict[str, Any]:
     return result
 
 
-def _job(part: str, case_id: str, seed: int, kept: Mapping[str, Any] | None) -> dict[str, Any]:
+def _job(part: str, case_id: str, seed: int, kept: Mapping[str, Any] | None, arms: Sequence[str]) -> dict[str, Any]:
     import warnings
 
     warnings.simplefilter("ignore")
     from tests.clinic.ward.cases import by_id
 
-    return lead(by_id(case_id), seed) if part == "lead" else fork(by_id(case_id), seed, kept)
+    return lead(by_id(case_id), seed) if part == "lead" else fork(by_id(case_id), seed, kept, arms)
 
 
 def read(path: Path = RESULT) -> dict[str, list[dict[str, Any]]]:
@@ -292,7 +293,9 @@ def read(path: Path = RESULT) -> dict[str, list[dict[str, Any]]]:
     return json.loads(path.read_text()) if path.exists() else {"forks": [], "lead": []}
 
 
-def cure_all(cases: Iterable[Case], seeds: Sequence[int], *, jobs: int, part: str = "forks", again: bool = False, result: Path = RESULT) -> int:
+def cure_all(
+    cases: Iterable[Case], seeds: Sequence[int], *, jobs: int, part: str = "forks", again: bool = False, arms: Sequence[str] = ARMS, result: Path = RESULT
+) -> int:
     """Fork every curable case that has no result yet (all with `again`); results are kept after each. Returns how many failed."""
     kept = read(result)
     known = {(entry["case"], entry["seed"]): entry for entry in kept[part]}
@@ -300,7 +303,7 @@ def cure_all(cases: Iterable[Case], seeds: Sequence[int], *, jobs: int, part: st
     failed, begin = 0, time.monotonic()
     result.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_job, part, *one, known.get(one)): one for one in missing}
+        waiting = {pool.submit(_job, part, *one, known.get(one), arms): one for one in missing}
         for count, future in enumerate(as_completed(waiting), 1):
             try:
                 entry = future.result()
