@@ -248,7 +248,8 @@ def _arm(
     drawn = changes is None
     while True:
         chosen = next(draws, {}) if drawn else dict(changes or {})
-        if before is not None and before.get("changes") == chosen and ("learned" in before) == bool(case.learned):
+        judged = before is not None and (("learned" in before) == bool(case.learned) or not before["recovered"])
+        if before is not None and judged and before.get("changes") == chosen:
             return dict(before)
         try:
             arm = _Watcher(case, seed, folder, {"max_steps": start + case.steps, **chosen}, stop_at_alarm=False)
