@@ -229,28 +229,30 @@ def fork(case: Case, seed: int, kept: Mapping[str, Any] | None = None, arms: Seq
         ours = first_change(sick.alarm.actions)
         result |= {"alarm": sick.alarm.step, "rule": sick.alarm.rule.id, "from": resume_at, "suggested": ours, "right": dict(case.cure or {})}
         same = kept is not None and kept["alarm"] is not None and kept["from"] == resume_at
+        trained = list(kept["arms"].values()) if kept is not None and same else []
         draws = iter(random_changes(config, case.trainer, Random(f"{case.id}-{seed}")))
         for arm in arms:
             changes = {"suggested": ours, "right": dict(case.cure or {}), "carry on": {}}.get(arm)
             if arm == "suggested" and not ours:
                 result["arms"][arm] = {"reached": None, "recovered": False, "note": "no parameter suggested"}
                 continue
-            before = kept["arms"].get(arm) if kept is not None and same else None
-            result["arms"][arm] = _arm(case, seed, root / arm.replace(" ", "-"), changes, draws, resume, resume_at, healthy, before)
+            result["arms"][arm] = _arm(case, seed, root / arm.replace(" ", "-"), changes, draws, resume, resume_at, healthy, trained)
+            trained.append(result["arms"][arm])
     return result
 
 
 def _arm(
     case: Case, seed: int, folder: Path, changes: dict[str, Any] | None, draws: Any, resume: Path | None, start: int,
-    healthy: Mapping[str, tuple[float, float]], before: Mapping[str, Any] | None = None,
+    healthy: Mapping[str, tuple[float, float]], trained: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """One arm. A random change that the trainer refuses (a batch that does not divide) is drawn again."""
+    """One arm. A random change that the trainer refuses (a batch that does not divide) is drawn again; what was trained already is not trained again."""
     drawn = changes is None
     while True:
         chosen = next(draws, {}) if drawn else dict(changes or {})
-        judged = before is not None and (("learned" in before) == bool(case.learned) or not before["recovered"])
-        if before is not None and judged and before.get("changes") == chosen:
-            return dict(before)
+        for before in trained:
+            judged = ("learned" in before) == bool(case.learned) or not before["recovered"]
+            if judged and before.get("changes") == chosen:
+                return dict(before)
         try:
             arm = _Watcher(case, seed, folder, {"max_steps": start + case.steps, **chosen}, stop_at_alarm=False)
         except (ValueError, TypeError):
