@@ -13,7 +13,7 @@ from tests.clinic.ward.cases import CASES
 from tests.clinic.ward.cure import ARMS
 from tests.clinic.ward.score import Judged, judge_all, right_verdict, set_aside
 from tests.clinic.ward.tally import Rate, Share, Tally, per_rule, tally
-from tests.clinic.ward.why import CURE_MISSED, FIRST_SCORED, MISSED, TRIED
+from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, MISSED, TRIED
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmark.md"
 RESULTS = Path(__file__).parent / "results"
@@ -208,7 +208,7 @@ def _cure(cases: Mapping[str, Case]) -> str:
     silent = [f"{entry['case']} seed {entry['seed']}" for entry in [*seen, *unseen] if not entry["arms"]]
     text = f"Without an alarm there is nothing to follow; these runs are in no share: {', '.join(silent)}.\n\n" if silent else ""
     head = ("case", *ARMS, "suggested, unseen seeds", "random, unseen seeds", "first alarm and its suggestion", "the right change", "")
-    return f"## Cure\n\n{CURE_TEXT}\n{plot}\n\n" + _table(("arm", "recovered, recorded seeds", "unseen seeds"), shares) + f"\n{text}" + _table(head, rows) + _lead()
+    return f"## Cure\n\n{CURE_TEXT}\n{plot}\n\n" + _table(("arm", "recovered, recorded seeds", "unseen seeds"), shares) + f"\n{text}{CURE_TRIED}\n" + _table(head, rows) + _lead()
 
 
 def _cure_row(case: Case, seen: Sequence[Mapping[str, Any]], unseen: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
