@@ -36,6 +36,18 @@ def test_a_change_to_the_present_value_is_no_advice() -> None:
     assert one("num_generations", 8.0, {"num_generations": 8}) == []
 
 
+def test_a_learning_rate_that_no_schedule_makes_is_the_present_value() -> None:
+    config = {"learning_rate": 5e-4}
+    suggest = Suggest(set="learning_rate", to=value(5e-4))
+
+    def at(rate: float | None) -> list[Action]:
+        return advise([suggest], evaluate, Context(config, "grpo", "trl", 1, rate), finding_id="OPT004.1")
+
+    assert [(action.from_, action.to) for action in at(0.1)] == [(0.1, 5e-4)]  # a scheduler built anew with other numbers
+    assert [(action.from_, action.to) for action in at(0.0)] == [(0.0, 5e-4)]
+    assert at(2e-4) == at(5e-4) == at(None) == []  # a warm-up, a decay, the peak, no log of it
+
+
 def test_integers_stay_integers_and_values_inside_bounds() -> None:
     assert bounded("num_generations", 15.6) == 16
     assert isinstance(bounded("num_generations", 15.6), int)

@@ -104,6 +104,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "max_completion_length": _int(8, 1_000_000, "log", objective=True),
     "max_prompt_length": _int(8, 1_000_000, "log", objective=True),
     "max_length": _int(8, 1_000_000, "log", objective=True),
+    "max_new_tokens": _int(8, 1_000_000, "log", objective=True),
     "response_length": _int(8, 1_000_000, "log", objective=True),
     "vllm_gpu_memory_utilization": _float(0.05, 0.95),
     "vllm_importance_sampling_correction": Parameter("bool"),
@@ -151,12 +152,21 @@ GROUPED_TRAINERS = frozenset({"grpo", "rloo", "async_grpo"})
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What advice must know about the run."""
+    """What advice must know about the run.
+
+    Attributes:
+        config: Parameters under their native names.
+        trainer: Kind of trainer.
+        framework: Who trains.
+        world_size: Ranks.
+        rate: Learning rate of the newest update; None when it is unknown.
+    """
 
     config: Mapping[str, Any]
     trainer: str = "unknown"
     framework: str = "unknown"
     world_size: int = 1
+    rate: float | None = None
 
 
 def how_to_apply(parameter: str, context: Context) -> tuple[Literal["live", "restart", "manual"], str | None]:
@@ -214,7 +224,7 @@ def _change(
 ) -> Action | None:
     parameter = suggest.set
     assert parameter is not None
-    old = scalar(context.config.get(parameter))
+    old = present(parameter, context)
     wanted = bounded(parameter, evaluate(suggest.to)) if suggest.to is not None else None
     if wanted is None:
         return None
@@ -246,6 +256,19 @@ def _change(
             "text": note,
         }
     )
+
+
+def present(parameter: str, context: Context) -> Scalar:
+    """The value in effect: as configured, but for a learning rate that no schedule makes of it.
+
+    Schedules warm up to the configured rate and decay from it (transformers `optimization`): a rate above it, or of exactly 0 when advice
+    on it is asked for, comes from a scheduler with other numbers, and to set the configured one is then a change.
+    """
+    configured = scalar(context.config.get(parameter))
+    peak, rate = number(configured), context.rate
+    if parameter == "learning_rate" and peak is not None and rate is not None and (rate == 0 or rate > 1.001 * peak):
+        return float(f"{rate:.4g}")
+    return configured
 
 
 def _also(part: Also, evaluate: Evaluate, context: Context) -> Change | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainvitals.advice import Context, advise, mark_conflicts
+from trainvitals.advice import Context, advise, mark_conflicts, number
 from trainvitals.events import RunStart, labelled, nonfinite_word
 from trainvitals.findings import Action, Finding, FindingState, NonFinite, Number, RuleRef, Severity
 from trainvitals.rulelang.model import Rule
@@ -49,7 +49,9 @@ class Reporter:
 
     def context(self) -> Context:
         """What advice must know."""
-        return Context(self.run.config, self.run.trainer, self.run.framework, self.run.world_size)
+        rates = self.store.series("optim.learning_rate").xs
+        rate = number(rates[-1]) if len(rates) else None
+        return Context(self.run.config, self.run.trainer, self.run.framework, self.run.world_size, rate)
 
     def envelope(self, step: int, time: float | None) -> dict[str, Any]:
         """Fields of every record."""

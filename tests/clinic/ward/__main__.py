@@ -27,8 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     scoring.add_argument("--split", choices=("dev", "aside", "all"), default="dev")
     curing = parts.add_parser("cure", help="fork at the alarm: carry on, ours, random, right")
     curing.add_argument("cases", nargs="*", metavar="CASE", help="default: all that a parameter cures")
-    curing.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    curing.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="5 and more were never recorded: unseen")
     curing.add_argument("--jobs", type=int, default=2)
+    curing.add_argument("--again", action="store_true", help="also what has a result; arms that would do the same are kept")
+    curing.add_argument("--arms", nargs="*", choices=cure.ARMS, default=list(cure.ARMS))
+    curing.add_argument("--lead", action="store_true", help="instead: the right change 0, 20 and 50 updates after the alarm")
     reporting = parts.add_parser("report", help="write docs/benchmark.md")
     reporting.add_argument("--check", action="store_true", help="only say whether it is fresh")
     options = parser.parse_args(argv)
@@ -44,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.part == "score":
         return _score(cases, options.split)
     if options.part == "cure":
-        return int(cure.cure_all(cases, options.seeds, jobs=options.jobs) > 0)
+        part = "lead" if options.lead else "forks"
+        return int(cure.cure_all(cases, options.seeds, jobs=options.jobs, part=part, again=options.again, arms=options.arms) > 0)
     return int(record.record_all(cases, jobs=options.jobs, again=options.again) > 0)
 
 

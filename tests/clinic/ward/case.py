@@ -37,6 +37,7 @@ class Case:
         twin: Id of the healthy case that differs from this one in nothing but the fault, with the same seeds.
         cure: The known right change, native parameter to value; None when no parameter cures it (a broken reward function).
         goal: Signal by which recovery is measured, a leading minus where less is better (``-optim.loss``).
+        learned: A second such signal, for a goal that a policy which stands still reaches as well: recovery needs both.
         seeds: Seeds to record.
         keeps_time: Keep times in the recording: for faults that are about time. Other recordings must not depend on the machine.
         hard: A healthy case that looks sick: its false alarms are reported apart as well.
@@ -55,6 +56,7 @@ class Case:
     twin: str = ""
     cure: Mapping[str, Any] | None = field(default=None, hash=False)
     goal: str = "reward.mean"
+    learned: str = ""
     seeds: tuple[int, ...] = SICK_SEEDS
     keeps_time: bool = False
     hard: bool = False

@@ -142,7 +142,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "distillation-rate-jump", "distillation", f"After update {BREAK} the learning rate is a hundred times as high.", rate_jump, STEPS, onset=BREAK, twin="distillation-twin",
         roots=("step-size-too-large", "student-diverges-from-teacher", "learning-rate-jump", "loss-diverged"), categories=("ood-drift", "numerics"),
-        verdicts=("diverged", "drifting", "collapsed"), goal=GOAL,
+        verdicts=("diverged", "drifting", "collapsed"), cure={"learning_rate": 1e-3}, goal=GOAL,
     ),
     Case(
         "distillation-teacher-lost", "distillation", f"After update {BREAK} the teacher has random weights.", teacher_lost, STEPS, onset=BREAK, twin="distillation-twin",

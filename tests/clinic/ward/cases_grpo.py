@@ -151,12 +151,10 @@ def rate_jump(folder: str, seed: int, **changes: Any) -> Any:
 
 def schedule_ends(folder: str, seed: int, **changes: Any) -> Any:
     """A linear schedule planned for half of the updates: from update 51 on the learning rate is 0."""
-
-    def too_short(lr_scheduler: Any, **parts: Any) -> None:
-        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
-        scheduler.lr_lambdas = [lambda step: max(0.0, min(step / 5, 1.0 - step / BREAK)) for _ in scheduler.lr_lambdas]
-
-    return plain(folder, seed, callbacks=[At(too_short, 0)], **changes)
+    trainer = plain(folder, seed, **{"lr_scheduler_type": "linear", **changes})
+    made = trainer.create_scheduler
+    trainer.create_scheduler = lambda num_training_steps, optimizer=None: made(num_training_steps=BREAK, optimizer=optimizer)
+    return trainer
 
 
 def nan_gradient(folder: str, seed: int, **changes: Any) -> Any:
@@ -200,6 +198,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "grpo-rate-jump", "grpo", "From update 51 on the learning rate is 200 times higher.", rate_jump, STEPS, onset=BREAK,
         twin="grpo-twin", roots=("step-size-too-large", "learning-rate-jump", "policy-breakdown"), categories=("config", "collapse", "numerics"), verdicts=("collapsed", "diverged", "drifting"),
+        cure={"learning_rate": 5e-4},
     ),
     Case(
         "grpo-schedule-ends", "grpo", "A linear schedule for half of the updates: the learning rate is 0 from update 51 on.", schedule_ends, STEPS,

@@ -159,12 +159,12 @@ CASES: tuple[Case, ...] = (
     _dpo("identical", "Chosen and rejected are the same.", partial(dpo, choose=offline.same), ["identical-pairs"], ("data",), ("stalled",)),
     _dpo(
         "rate-100x", "Learning rate 0.03 instead of 0.0003.", partial(dpo, learning_rate=3e-2), ["step-size-too-large", "margin-explosion", "likelihood-displacement", "preference-over-optimised"],
-        ("over-optimization", "ood-drift", "numerics"), ("diverged", "over_optimizing", "drifting"), cure={"learning_rate": 3e-4}, goal="preference.logp_chosen",
+        ("over-optimization", "ood-drift", "numerics"), ("diverged", "over_optimizing", "drifting"), cure={"learning_rate": 3e-4}, goal="preference.logp_chosen", learned="eval.accuracy",
     ),
     _dpo(
         "rate-jump", f"The learning rate is 100 times higher from update {BREAK + 1} on.", partial(dpo_rate_later, factor=100),
         ["learning-rate-jump", "step-size-too-large", "margin-explosion", "likelihood-displacement"], ("config", "numerics", "over-optimization", "ood-drift"), ("diverged", "over_optimizing", "drifting"), onset=BREAK,
-        goal="preference.logp_chosen",
+        cure={"learning_rate": 3e-4}, goal="preference.logp_chosen", learned="eval.accuracy",
     ),
     _dpo("reference", "The reference was trained on after the policy was copied from it.", other_reference, ["reference-mismatch"], ("config", "ood-drift"), ("drifting", *LEARNS)),
     _dpo(
@@ -181,11 +181,11 @@ CASES: tuple[Case, ...] = (
     _kto("one-class-later", f"Only undesirable examples from update {BREAK + 1} on.", kto_sorted, ["kto-one-class"], ("data",), ("drifting", "over_optimizing", "collapsed"), onset=BREAK),
     _kto(
         "imbalance", "One desirable example in eight, unweighted.", partial(kto_labels, labels=(True, *[False] * 7)), ["kto-imbalance"], ("data", "config"),
-        ("drifting", "over_optimizing", "collapsed"), cure={"desirable_weight": 7.0},
+        ("drifting", "over_optimizing", "collapsed"), cure={"desirable_weight": 7.0}, goal="preference.logp_chosen", learned="preference.margin",  # the loss holds the weights
     ),
     _kto(
         "rate-100x", "Learning rate 0.03 instead of 0.0003.", partial(kto, learning_rate=3e-2), ["step-size-too-large", "margin-explosion", "kto-kl-zero"],
-        ("over-optimization", "numerics", "config", "ood-drift"), ("diverged", "over_optimizing", "drifting"), cure={"learning_rate": 3e-4}, goal="preference.logp_chosen",
+        ("over-optimization", "numerics", "config", "ood-drift"), ("diverged", "over_optimizing", "drifting"), cure={"learning_rate": 3e-4}, goal="preference.logp_chosen", learned="-eval.loss",
     ),
     _kto("reversed", "Good answers are labelled undesirable and bad ones desirable, not so in the held-out set.", kto_reversed, ["labels-reversed", "evaluation-contradicts"], ("data",), ("drifting", "over_optimizing")),
     _kto("blocked", f"No gradient reaches a weight from update {BREAK + 1} on.", kto_blocked, ["gradient-vanished", "gradient-blocked"], ("stall", "numerics"), ("stalled",), onset=BREAK),

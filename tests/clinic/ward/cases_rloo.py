@@ -100,6 +100,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "rloo-rate-jump", "rloo", f"After update {BREAK} the learning rate is fifty times as high.", rate_jump, STEPS, onset=BREAK, twin="rloo-twin",
         roots=("step-size-too-large", "learning-rate-jump", "policy-breakdown", "kl-runaway"), categories=("collapse", "ood-drift", "numerics"), verdicts=("collapsed", "diverged", "drifting"),
+        cure={"learning_rate": 6e-4},
     ),
     Case(
         "rloo-reward-constant", "rloo", f"From update {BREAK + 1} on every completion is scored 0.", constant_reward, STEPS, onset=BREAK, twin="rloo-twin",

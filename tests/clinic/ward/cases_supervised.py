@@ -286,10 +286,10 @@ CASES: tuple[Case, ...] = (
         ("diverged", "stalled"), cure={"learning_rate": 4e-3},
     ),
     _sft("rate-zero", "Learning rate 0.", partial(sft_rate, factor=0), ["learning-rate-zero"], ("config", "stall"), ("stalled",), cure={"learning_rate": 4e-3}),
-    _sft("rate-ends", f"The learning rate is 0 from update {BREAK + 1} on.", partial(sft_rate_later, factor=0), ["learning-rate-zero"], ("config", "stall"), ("stalled",), onset=BREAK),
+    _sft("rate-ends", f"The learning rate is 0 from update {BREAK + 1} on.", partial(sft_rate_later, factor=0), ["learning-rate-zero"], ("config", "stall"), ("stalled",), onset=BREAK, cure={"learning_rate": 4e-3}),
     _sft(
         "rate-jump", f"The learning rate is 100 times higher from update {BREAK + 1} on.", partial(sft_rate_later, factor=100),
-        ["learning-rate-jump", "step-size-too-large", "loss-diverged", "loss-spike"], ("numerics", "config"), ("diverged", "stalled"), onset=BREAK,
+        ["learning-rate-jump", "step-size-too-large", "loss-diverged", "loss-spike"], ("numerics", "config"), ("diverged", "stalled"), onset=BREAK, cure={"learning_rate": 4e-3},
     ),
     _sft("overfit", "16 rows, 60 epochs.", overfit, ["overfitting", "memorised-epoch"], ("over-optimization",), ("over_optimizing",)),
     _sft("nan", f"A weight becomes NaN before update {BREAK + 1}.", sft_nan, ["nonfinite-loss", "hidden-nan"], ("numerics",), ("diverged",), onset=BREAK),

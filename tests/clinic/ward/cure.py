@@ -22,7 +22,7 @@ from random import Random
 from typing import Any
 
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.record import Records, load
+from tests.clinic.ward.record import Records, is_at_home, load
 from tests.clinic.ward.score import OF_THE_MACHINE
 
 from trainvitals.advice import PARAMETERS
@@ -34,6 +34,8 @@ SAVE_EVERY = 10
 LAST = 10
 """Updates over which the goal is averaged at the end."""
 NEAR = 0.05
+WAITS = (0, 20, 50)
+"""Updates after the alarm at which the right change is made, for the lead."""
 ARMS = ("carry on", "suggested", "random", "right")
 FACTORS = (0.1, 0.3, 0.5, 2.0, 3.0, 10.0)
 """By which the random arm changes a number: the sizes of change that rules suggest."""
@@ -68,14 +70,19 @@ def end_of(values: Mapping[int, float | None], last: int = LAST) -> float | None
     return statistics.fmean(numbers) if numbers and len(numbers) == len(newest) else None
 
 
+def reached(goal: str, records: Records) -> float | None:
+    """A goal over the last updates of one run."""
+    return end_of(goal_of(records, goal), last_of(goal))
+
+
 def last_of(goal: str) -> int:
     """How many of the newest values make the end: evaluations are few, and each is a mean already."""
     return 1 if goal.lstrip("-").startswith("eval.") else LAST
 
 
-def healthy_end(case: Case) -> tuple[float, float]:
-    """Goal at the end of the healthy twins: median and standard deviation over their seeds."""
-    ends = [end_of(goal_of(records, case.goal), last_of(case.goal)) for records in load(case.twin).values()]
+def healthy_end(case: Case, goal: str) -> tuple[float, float]:
+    """A goal at the end of the healthy twins: median and standard deviation over their seeds."""
+    ends = [reached(goal, records) for records in load(case.twin).values()]
     numbers = [end for end in ends if end is not None]
     return statistics.median(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
 
@@ -106,7 +113,7 @@ def random_changes(config: Mapping[str, Any], trainer: str, random: Random) -> I
 class _Watcher:
     """Trains one run under observation; stops at the first alarm when asked to."""
 
-    def __init__(self, case: Case, seed: int, folder: Path, changes: Mapping[str, Any], *, stop_at_alarm: bool) -> None:
+    def __init__(self, case: Case, seed: int, folder: Path, changes: Mapping[str, Any], *, stop_at_alarm: bool, waits: Sequence[int] = ()) -> None:
         import torch
         import transformers
 
@@ -115,17 +122,21 @@ class _Watcher:
         torch.set_num_threads(1)
         transformers.logging.set_verbosity_error()
         torch.manual_seed(seed)
-        saving = {"save_strategy": "steps", "save_steps": SAVE_EVERY} if stop_at_alarm else {}
-        self.case, self.folder = case, folder
+        saving = {"save_strategy": "steps", "save_steps": SAVE_EVERY} if stop_at_alarm and not case.needs_trl else {}
+        self.case, self.folder, self.rate, self.waits = case, folder, changes.get("learning_rate"), waits or (0,)
         self.trainer = case.build(str(folder), seed, **{**saving, **changes})
         self.trainer.remove_callback(transformers.PrinterCallback)
         self.callback = attach(self.trainer, console=io.StringIO(), fail_soft=False)
         self.alarm: Any = None
         if stop_at_alarm:
             self.trainer.add_callback(_stopper(self))
+        if self.rate is not None and not case.needs_trl:
+            self.trainer.add_callback(_new_rate(self.rate, case.onset))
 
     def look(self) -> bool:
-        """Whether there is an alarm by now, which is kept."""
+        """Whether there is an alarm by now. The first is kept."""
+        if self.alarm is not None:
+            return True
         for finding in self.callback.monitor.findings:
             loud = finding.state == "firing" and finding.severity != "info" and finding.rule.id not in OF_THE_MACHINE
             if loud and (finding.step or 0) > self.case.onset:
@@ -135,84 +146,113 @@ class _Watcher:
 
     def train(self, resume: Path | None = None) -> None:
         """Train to the end, the alarm, or death by the fault."""
-        if resume is not None:
-            self.trainer.add_callback(_new_rate(self.trainer.args.learning_rate))
         try:
-            self.trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            self.trainer.train(**({"resume_from_checkpoint": str(resume)} if resume else {}))
         except (RuntimeError, ValueError, FloatingPointError) as error:
             print(f"  {self.case.id}: training died: {str(error).splitlines()[0][:100]}", file=sys.stderr)
 
-    def end(self) -> float | None:
-        """The goal over the last updates."""
+    def ends(self) -> dict[str, float | None]:
+        """Each goal over the last updates."""
         stream = self.folder / "vitals" / "rank0.jsonl"
         if not stream.exists():  # a change that left nothing to train on
-            return None
-        return end_of(goal_of([json.loads(line) for line in stream.read_text().splitlines()], self.case.goal), last_of(self.case.goal))
+            return dict.fromkeys(goals(self.case))
+        records = [json.loads(line) for line in stream.read_text().splitlines()]
+        return {goal: reached(goal, records) for goal in goals(self.case)}
 
 
 def _stopper(watcher: _Watcher) -> Any:
     from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
-        """Ends the training at the first alarm."""
+        """Ends the training at the first alarm, or so many updates later; with `waits` a checkpoint is made at each of them."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop = watcher.look() or control.should_training_stop
+            if not watcher.look():
+                return
+            late = state.global_step - watcher.alarm.step
+            control.should_save = control.should_save or (len(watcher.waits) > 1 and late in watcher.waits)
+            control.should_training_stop = control.should_training_stop or late >= max(watcher.waits)
 
     return Stop()
 
 
-def _new_rate(rate: float) -> Any:
+def _new_rate(rate: float, onset: int) -> Any:
     from transformers import TrainerCallback
 
     class Rate(TrainerCallback):
-        """A checkpoint brings its learning rate along; what was configured for this arm must win (advice.LIVE says the same)."""
+        """A checkpoint brings its learning rate along, and a planted fault may change it: the rate that was set for this arm must win, as it does
+        where somebody sets it (advice.LIVE says how).
+        """
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any) -> None:
-            before = [group.get("initial_lr", rate) for group in optimizer.param_groups]
-            for group, old in zip(optimizer.param_groups, before, strict=True):
+        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any) -> None:
+            if self.begun and state.global_step != onset:
+                return
+            self.begun = True
+            scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
+            for group, old in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
                 group["lr"] = group["lr"] * rate / old if old else rate
                 group["initial_lr"] = rate
-            lr_scheduler.base_lrs = [rate for _ in before]
+            scheduler.base_lrs = [rate for _ in scheduler.base_lrs]
+
+        begun = False
 
     return Rate()
 
 
-def fork(case: Case, seed: int) -> dict[str, Any]:
-    """One run until its alarm and its four arms; what came of each."""
-    healthy, spread = healthy_end(case)
+def goals(case: Case) -> tuple[str, ...]:
+    """What an arm must reach to have recovered."""
+    return (case.goal, case.learned) if case.learned else (case.goal,)
+
+
+def fork(case: Case, seed: int, kept: Mapping[str, Any] | None = None, arms: Sequence[str] = ARMS) -> dict[str, Any]:
+    """One run until its alarm and its four arms; what came of each.
+
+    Args:
+        case: What to train.
+        seed: Its seed; the twins give the standard, whatever their seeds are.
+        kept: An earlier result of the same run: an arm that makes the same change at the same place is not trained again.
+        arms: Which of `ARMS`.
+    """
+    healthy = {goal: healthy_end(case, goal) for goal in goals(case)}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         sick = _Watcher(case, seed, root / "sick", {}, stop_at_alarm=True)
         sick.train()
-        result: dict[str, Any] = {"case": case.id, "seed": seed, "healthy": healthy, "spread": spread, "alarm": None, "arms": {}}
+        result: dict[str, Any] = {"case": case.id, "seed": seed, "healthy": healthy[case.goal][0], "spread": healthy[case.goal][1], "alarm": None, "arms": {}}
         if sick.alarm is None:
             return result
-        verdict = sick.callback.monitor.verdict
-        last = verdict.last_healthy_step or 0
+        last = sick.callback.monitor.verdict.last_healthy_step or 0
         saved = sorted(int(path.name.rsplit("-", 1)[1]) for path in (root / "sick").glob("checkpoint-*"))
         resume_at = max((step for step in saved if step <= last), default=0)
         resume = root / "sick" / f"checkpoint-{resume_at}" if resume_at else None
         config = sick.callback.monitor.run.config
         ours = first_change(sick.alarm.actions)
         result |= {"alarm": sick.alarm.step, "rule": sick.alarm.rule.id, "from": resume_at, "suggested": ours, "right": dict(case.cure or {})}
+        same = kept is not None and kept["alarm"] is not None and kept["from"] == resume_at
+        trained = list(kept["arms"].values()) if kept is not None and same else []
         draws = iter(random_changes(config, case.trainer, Random(f"{case.id}-{seed}")))
-        for arm in ARMS:
+        for arm in arms:
             changes = {"suggested": ours, "right": dict(case.cure or {}), "carry on": {}}.get(arm)
             if arm == "suggested" and not ours:
                 result["arms"][arm] = {"reached": None, "recovered": False, "note": "no parameter suggested"}
                 continue
-            result["arms"][arm] = _arm(case, seed, root / arm.replace(" ", "-"), changes, draws, resume, resume_at, (healthy, spread))
+            result["arms"][arm] = _arm(case, seed, root / arm.replace(" ", "-"), changes, draws, resume, resume_at, healthy, trained)
+            trained.append(result["arms"][arm])
     return result
 
 
 def _arm(
-    case: Case, seed: int, folder: Path, changes: dict[str, Any] | None, draws: Any, resume: Path | None, start: int, healthy: tuple[float, float]
-) -> dict[str, Any]:
-    """One arm. A random change that the trainer refuses (a batch that does not divide) is drawn again."""
+    case: Case, seed: int, folder: Path, changes: dict[str, Any] | None, draws: Any, resume: Path | None, start: int,
+    healthy: Mapping[str, tuple[float, float]], trained: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """One arm. A random change that the trainer refuses (a batch that does not divide) is drawn again; what was trained already is not trained again."""
     drawn = changes is None
     while True:
         chosen = next(draws, {}) if drawn else dict(changes or {})
+        for before in trained:
+            judged = ("learned" in before) == bool(case.learned) or not before["recovered"]
+            if judged and before.get("changes") == chosen:
+                return dict(before)
         try:
             arm = _Watcher(case, seed, folder, {"max_steps": start + case.steps, **chosen}, stop_at_alarm=False)
         except (ValueError, TypeError):
@@ -220,28 +260,53 @@ def _arm(
                 raise
             continue
         arm.train(resume)
-        reached = arm.end()
-        return {"changes": chosen, "reached": reached, "recovered": recovered(case.goal, reached, *healthy)}
+        ends = arm.ends()
+        well = all(recovered(goal, value, *healthy[goal]) for goal, value in ends.items())
+        found = {"changes": chosen, "reached": ends[case.goal], "recovered": well}
+        return {**found, "learned": ends[case.learned]} if case.learned else found
 
 
-def _job(case_id: str, seed: int) -> dict[str, Any]:
+def lead(case: Case, seed: int, waits: Sequence[int] = WAITS) -> dict[str, Any]:
+    """The right change so many updates after the alarm, from the weights of that moment and not from an earlier checkpoint: does it still recover?"""
+    healthy = {goal: healthy_end(case, goal) for goal in goals(case)}
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        sick = _Watcher(case, seed, root / "sick", {}, stop_at_alarm=True, waits=waits)
+        sick.train()
+        result: dict[str, Any] = {"case": case.id, "seed": seed, "alarm": None if sick.alarm is None else sick.alarm.step, "recovered": {}}
+        for wait in waits:
+            place = None if sick.alarm is None else root / "sick" / f"checkpoint-{sick.alarm.step + wait}"
+            if place is not None and place.exists():  # none: the run ended, or died, before
+                arm = _arm(case, seed, root / f"after-{wait}", dict(case.cure or {}), None, place, sick.alarm.step + wait, healthy)
+                result["recovered"][str(wait)] = arm["recovered"]
+    return result
+
+
+def _job(part: str, case_id: str, seed: int, kept: Mapping[str, Any] | None, arms: Sequence[str]) -> dict[str, Any]:
     import warnings
 
     warnings.simplefilter("ignore")
     from tests.clinic.ward.cases import by_id
 
-    return fork(by_id(case_id), seed)
+    return lead(by_id(case_id), seed) if part == "lead" else fork(by_id(case_id), seed, kept, arms)
 
 
-def cure_all(cases: Iterable[Case], seeds: Sequence[int], *, jobs: int, result: Path = RESULT) -> int:
-    """Fork every curable case that has no result yet; results are kept after each. Returns how many failed."""
-    done: list[dict[str, Any]] = json.loads(result.read_text()) if result.exists() else []
-    known = {(entry["case"], entry["seed"]) for entry in done}
-    missing = [(case.id, seed) for case in cases if case.cure and not case.needs_trl for seed in case.seeds if seed in seeds and (case.id, seed) not in known]
+def read(path: Path = RESULT) -> dict[str, list[dict[str, Any]]]:
+    """Kept results: ``forks`` and ``lead``."""
+    return json.loads(path.read_text()) if path.exists() else {"forks": [], "lead": []}
+
+
+def cure_all(
+    cases: Iterable[Case], seeds: Sequence[int], *, jobs: int, part: str = "forks", again: bool = False, arms: Sequence[str] = ARMS, result: Path = RESULT
+) -> int:
+    """Fork every curable case that has no result yet (all with `again`); results are kept after each. Returns how many failed."""
+    kept = read(result)
+    known = {(entry["case"], entry["seed"]): entry for entry in kept[part]}
+    missing = [(case.id, seed) for case in cases if case.cure and is_at_home(case) for seed in seeds if again or (case.id, seed) not in known]
     failed, begin = 0, time.monotonic()
     result.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_job, *one): one for one in missing}
+        waiting = {pool.submit(_job, part, *one, known.get(one), arms): one for one in missing}
         for count, future in enumerate(as_completed(waiting), 1):
             try:
                 entry = future.result()
@@ -249,9 +314,15 @@ def cure_all(cases: Iterable[Case], seeds: Sequence[int], *, jobs: int, result: 
                 failed += 1
                 print(f"[{count}/{len(missing)}] {waiting[future]} FAILED: {error!r}", file=sys.stderr)
                 continue
-            done.append(entry)
-            done.sort(key=lambda one: (one["case"], one["seed"]))
-            result.write_text(json.dumps(done, indent=1) + "\n")
-            words = ", ".join(f"{arm}: {'recovers' if what['recovered'] else 'no'}" for arm, what in entry["arms"].items()) or "no alarm"
-            print(f"[{count}/{len(missing)}, {time.monotonic() - begin:.0f} s] {entry['case']} seed {entry['seed']}: {words}", file=sys.stderr)
+            known[entry["case"], entry["seed"]] = entry
+            kept[part] = [known[key] for key in sorted(known)]
+            result.write_text(json.dumps(kept, indent=1) + "\n")
+            print(f"[{count}/{len(missing)}, {time.monotonic() - begin:.0f} s] {entry['case']} seed {entry['seed']}: {_said(entry)}", file=sys.stderr)
     return failed
+
+
+def _said(entry: Mapping[str, Any]) -> str:
+    if "arms" not in entry:
+        return ", ".join(f"after {wait}: {'recovers' if well else 'no'}" for wait, well in entry["recovered"].items()) or "no alarm"
+    arms = ", ".join(f"{arm}: {'recovers' if what['recovered'] else 'no'}" for arm, what in entry["arms"].items())
+    return f"{entry['rule']} {entry['suggested']}: {arms}" if arms else "no alarm"

@@ -140,7 +140,7 @@ def record_all(cases: Iterable[Case], *, jobs: int, again: bool = False, folder:
     Returns:
         How many runs failed to be recorded.
     """
-    cases = [case for case in cases if _is_at_home(case)]
+    cases = [case for case in cases if is_at_home(case)]
     runs = {case.id: {} if again else load(case.id, folder) for case in cases}
     missing = [(case.id, seed) for case in cases for seed in case.seeds if seed not in runs[case.id]]
     missing.sort(key=lambda item: item[1])  # the first seed of every case comes first: a fault without effect shows early
@@ -164,7 +164,7 @@ def record_all(cases: Iterable[Case], *, jobs: int, again: bool = False, folder:
     return failed
 
 
-def _is_at_home(case: Case) -> bool:
+def is_at_home(case: Case) -> bool:
     """Whether the installed TRL is the one that records the case; says so when it is not."""
     if not case.needs_trl:
         return True

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.clinic.ward import peer_scores, plots
+from tests.clinic.ward import cure, peer_scores, plots
 from tests.clinic.ward.case import Case
 from tests.clinic.ward.cases import CASES
 from tests.clinic.ward.cure import ARMS
 from tests.clinic.ward.score import Judged, judge_all, right_verdict, set_aside
 from tests.clinic.ward.tally import Rate, Share, Tally, per_rule, tally
-from tests.clinic.ward.why import CURE_MISSED, FIRST_SCORED, MISSED, TRIED
+from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, MISSED, TRIED
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmark.md"
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +73,8 @@ def _counts(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
 
 
 def _goals(aside: Tally, dev: Tally, cases: Mapping[str, Case]) -> str:
-    cured, uplift = _cured(cases)
+    cured, uplift = _cured(cases, unseen=True)
+    known, known_uplift = _cured(cases, unseen=False)
 
     first = {name: Share(*pair) for name, pair in FIRST_SCORED.items() if name in ("detected", "first", "verdict", "warned")}
     false = Rate(*FIRST_SCORED["false"])
@@ -97,10 +98,14 @@ def _goals(aside: Tally, dev: Tally, cases: Mapping[str, Case]) -> str:
         row("... of sick runs", "", "", aside.sick_verdict, dev.sick_verdict),
         row("... of healthy runs", "", "", aside.healthy_verdict, dev.healthy_verdict),
         row("incidents per detected sick run", "", "", f"{aside.lines:.1f}" if aside.lines else "", f"{dev.lines:.1f}" if dev.lines else ""),
-        row("cured by the first suggestion, of the curable (both halves)", "at least 70 %", cured or "", "", "", at_least(cured, 0.7) if cured else None),
-        row("... above the random arm", "at least 30 points", "" if uplift is None else f"{100 * uplift:+.0f} points", "", "", None if uplift is None else uplift >= 0.3),
+        row("cured by the first suggestion, of the curable (unseen seeds; recorded seeds)", "at least 70 %", cured or "", "", known or "", at_least(cured, 0.7) if cured else None),
+        row("... above the random arm", "at least 30 points", _points(uplift), "", _points(known_uplift), None if uplift is None else uplift >= 0.3),
     ]  # fmt: skip
     return "## Goals\n\n" + _table(("score", "goal", "set aside, as first scored", "met", "set aside, today", "development half"), rows)
+
+
+def _points(uplift: float | None) -> str:
+    return "" if uplift is None else f"{100 * uplift:+.0f} points"
 
 
 def _parts(aside: Sequence[Judged], cases: Mapping[str, Case]) -> str:
@@ -158,42 +163,75 @@ def _rules(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
     return "## Every rule that spoke or should have\n\n" + text + _table(("rule", "spoke where due", "elsewhere", "false", "something was wrong when it spoke"), rows)
 
 
-def _cure_results() -> list[dict[str, Any]]:
-    path = RESULTS / "cure.json"
-    return json.loads(path.read_text()) if path.exists() else []
+def _forks(cases: Mapping[str, Case], *, unseen: bool) -> list[dict[str, Any]]:
+    """Forked runs, of the seeds that a case is recorded with or of those that nobody saw while the advice was written."""
+    return [entry for entry in cure.read()["forks"] if entry["case"] in cases and (entry["seed"] not in cases[entry["case"]].seeds) == unseen]
 
 
-def _cured(cases: Mapping[str, Case]) -> tuple[Share | None, float | None]:
-    done = [entry for entry in _cure_results() if entry["arms"] and entry["case"] in cases]
-    if not done:
+def _arm(entries: Sequence[Mapping[str, Any]], arm: str) -> Share:
+    """How often an arm recovered, of the runs in which it was trained."""
+    trained = [entry["arms"][arm]["recovered"] for entry in entries if arm in entry["arms"]]
+    return Share(sum(trained), len(trained))
+
+
+def _cured(cases: Mapping[str, Case], *, unseen: bool) -> tuple[Share | None, float | None]:
+    entries = _forks(cases, unseen=unseen)
+    ours, control = _arm(entries, "suggested"), _arm(entries, "random")
+    if not ours.of:
         return None, None
-    shares = {arm: Share(sum(entry["arms"][arm]["recovered"] for entry in done), len(done)) for arm in ARMS}
-    ours, control = shares["suggested"].value, shares["random"].value
-    return shares["suggested"], None if ours is None or control is None else ours - control
+    return ours, None if ours.value is None or control.value is None else ours.value - control.value
+
+
+CURE_TEXT = """Each sick run with a fault that a parameter can repair trains until its first alarm and then forks into four trainings from the same
+checkpoint (the newest before the last healthy step of the verdict, or the beginning; PPO cannot be resumed and begins anew), each as long as a whole
+run. It recovers when the goal of its last ten updates is within 5 % of the healthy twins' or two of their standard deviations; where standing still would
+reach that goal as well (the likelihood of chosen answers), what was to be learned must be reached too. *Right* is the change that undoes the injection:
+its share tells how often the alarm came before the damage was done. *Random* changes one parameter that our rules for this trainer ever suggest, by a
+factor of 0.1 to 10. A learning rate that an arm sets wins over the planted change of the rate, as it does where somebody sets it in the scheduler.
+
+*Recorded seeds* were looked at while the advice was written. *Unseen seeds* were trained after it was finished: they are the honest number. There only
+the suggested and the random arm were trained.
+"""
 
 
 def _cure(cases: Mapping[str, Case]) -> str:
-    done = [entry for entry in _cure_results() if entry["case"] in cases]
-    if not done:
+    seen, unseen = _forks(cases, unseen=False), _forks(cases, unseen=True)
+    if not seen:
         return ""
-    forked = [entry for entry in done if entry["arms"]]
-    shares = [(arm, Share(sum(entry["arms"][arm]["recovered"] for entry in forked), len(forked))) for arm in ARMS]
-    plot = plots.bars([(arm, share.value or 0.0, *share.interval) for arm, share in shares], title="Runs that recover after the alarm, by what is done", goal=0.7)
-    rows = []
-    for case_id in dict.fromkeys(entry["case"] for entry in done):
-        entries = [entry for entry in done if entry["case"] == case_id]
-        with_alarm = [entry for entry in entries if entry["arms"]]
-        counts = [f"{sum(entry['arms'][arm]['recovered'] for entry in with_alarm)}/{len(with_alarm)}" for arm in ARMS]
-        said = ", ".join(dict.fromkeys(f"{entry['rule']}: {_words(entry['suggested'])}" for entry in with_alarm)) or "no alarm"
-        rows.append((case_id, *counts, said, _words(entries[0].get("right") or {}) or _words(dict(cases[case_id].cure or {})), CURE_MISSED.get(case_id, "")))
+    shares = [(arm, _arm(seen, arm), share if (share := _arm(unseen, arm)).of else "not trained") for arm in ARMS]
+    bars = [(arm, share.value or 0.0, *share.interval) for arm, share, _ in shares]
+    for arm in ("suggested", "random"):
+        share = _arm(unseen, arm)
+        bars += [(f"{arm}, unseen seeds", share.value or 0.0, *share.interval)] if share.of else []
+    plot = plots.bars(bars, title="Runs that recover after the alarm, by what is done", goal=0.7)
+    rows = [_cure_row(cases[case_id], [e for e in seen if e["case"] == case_id], [e for e in unseen if e["case"] == case_id]) for case_id in dict.fromkeys(e["case"] for e in [*seen, *unseen])]
+    silent = [f"{entry['case']} seed {entry['seed']}" for entry in [*seen, *unseen] if not entry["arms"]]
+    text = f"Without an alarm there is nothing to follow; these runs are in no share: {', '.join(silent)}.\n\n" if silent else ""
+    head = ("case", *ARMS, "suggested, unseen seeds", "random, unseen seeds", "first alarm and its suggestion", "the right change", "")
+    return f"## Cure\n\n{CURE_TEXT}\n{plot}\n\n" + _table(("arm", "recovered, recorded seeds", "unseen seeds"), shares) + f"\n{text}{CURE_TRIED}\n" + _table(head, rows) + _lead()
+
+
+def _cure_row(case: Case, seen: Sequence[Mapping[str, Any]], unseen: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+    def count(entries: Sequence[Mapping[str, Any]], arm: str) -> str:
+        share = _arm(entries, arm)
+        return f"{share.hits}/{share.of}" if share.of else ""
+
+    said = ", ".join(dict.fromkeys(f"{entry['rule']}: {_words(entry['suggested'])}" for entry in [*seen, *unseen] if entry["arms"])) or "no alarm"
+    counts = (*(count(seen, arm) for arm in ARMS), count(unseen, "suggested"), count(unseen, "random"))
+    return (case.id, *counts, said, _words(dict(case.cure or {})), CURE_MISSED.get(case.id, ""))
+
+
+def _lead() -> str:
+    entries = [entry for entry in cure.read()["lead"] if entry["recovered"]]
+    if not entries:
+        return ""
+    rows = [(f"{entry['case']} seed {entry['seed']}", entry["alarm"], *("" if (well := entry["recovered"].get(str(wait))) is None else "recovers" if well else "no" for wait in cure.WAITS)) for entry in entries]
+    total = [Share(sum(found), len(found)) for wait in cure.WAITS for found in [[entry["recovered"][str(wait)] for entry in entries if str(wait) in entry["recovered"]]]]
     text = (
-        "Each sick run with a fault that a parameter can repair trains until its first alarm and then forks into four trainings from the same "
-        "checkpoint (the newest before the last healthy step of the verdict, or the beginning), each as long as a whole run. It recovers when the goal "
-        "of its last ten updates is within 5 % of the healthy twins'. *Right* is the change that undoes the injection: its share tells how "
-        "often the alarm came before the damage was done. *Random* changes one parameter that our rules for this trainer ever suggest, by a factor of 0.1 to 10.\n\n"
+        "\n### Lead before the damage is irreversible\n\nThe right change is made so many updates after the alarm, from the weights of that moment, without going back "
+        "to a checkpoint. Empty: the run was over, or dead, before.\n\n"
     )
-    head = ("case", *ARMS, "first alarm and its suggestion", "the right change", "")
-    return f"## Cure\n\n{text}{plot}\n\n" + _table(("arm", "recovered"), shares) + "\n" + _table(head, rows)
+    return text + _table(("run", "alarm at", *(f"{wait} updates later" for wait in cure.WAITS)), [*rows, ("all", "", *total)])
 
 
 def _words(changes: Mapping[str, Any]) -> str:
