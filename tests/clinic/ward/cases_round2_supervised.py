@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.clinic.ward.case import Case
+
+CASES: tuple[Case, ...] = ()
