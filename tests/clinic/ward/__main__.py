@@ -10,7 +10,7 @@ from tests.clinic.ward import cure, record, round_two
 from tests.clinic.ward.case import Case
 from tests.clinic.ward.cases import CASES, ROUND_TWO, by_id
 from tests.clinic.ward.score import Judged, judge_all, right_verdict
-from tests.clinic.ward.tally import tally
+from tests.clinic.ward.tally import first_scored, tally
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,6 +65,8 @@ def _score(cases: Sequence[Case], split: str) -> int:
     scores = tally(runs, {case.id: case for case in (*CASES, *ROUND_TWO)})
     for name in ("detected", "named", "false_rate", "false_runs", "delay", "first", "three", "category", "sick_verdict", "healthy_verdict", "lines"):
         print(f"{name:16} {getattr(scores, name)}")
+    if split == "round-two":
+        print(f"FIRST_SCORED_2 = {first_scored(scores)}")
     return 0
 
 
