@@ -230,7 +230,7 @@ def test_the_part_on_the_second_round_names_what_has_no_rule() -> None:
     runs = [_judged((60, "a")), replace(_judged((60, "b")), case="y-fault"), replace(_judged(sick=False, states=("steady",)), case="x-twin")]
     text = report.second_round([replace(run, split="round two: new case") for run in runs], cases)
     assert "Of 2 new faults 1 have a rule" in text
-    assert "| x-fault | A fault. | 50 | 1/1 | 5 | 1/1 | a | collapsed (1/1) |" in text
+    assert "| x-fault | A fault. | 50 | 1/1 | 5.0 | 1/1 | a | collapsed (1/1) |" in text
     assert "| x-twin | A fault. | healthy | 0/1 warned |" in text
     assert report.second_round([], cases) == ""
 

@@ -1,6 +1,7 @@
 """Whether a planted fault acts, seen without any rule: the goal and a few signals at the end of a run beside those of its healthy twins.
 
-    python -m tests.clinic.ward.effect CASE...      trains a seed that no recording has, prints a line, keeps nothing
+    python -m tests.clinic.ward.effect CASE...                trains a seed that no recording has, prints a line, keeps nothing
+    python -m tests.clinic.ward.effect --recorded CASE...     the same from the recordings of the second round
 
 It is how the second round was chosen (docs/decisions/0009): nothing here imports a rule or a finding.
 """
@@ -47,26 +48,32 @@ def row(case: Case, records: Records, twins: Sequence[Records]) -> str:
     return f"{case.id} {steps}/{case.steps} onset {case.onset}, seen {seen[0] if seen else '-'} in {seen[1] if seen else '-'}: {'; '.join(parts)}"
 
 
+def twins_of(case: Case) -> list[Records]:
+    """Healthy twins, of either round; none for a healthy case."""
+    return [*(load(case.twin) or load(case.twin, ROUND_TWO_FOLDER)).values()] if case.twin else []
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Train each case once; 1 when one could not be built."""
+    """A line for each run; 1 when a case could not be built."""
     parser = argparse.ArgumentParser(prog="python -m tests.clinic.ward.effect", description="Does the fault act? Without any rule.")
     parser.add_argument("cases", nargs="+", metavar="CASE")
-    parser.add_argument("--seed", type=int, default=TRIAL_SEED)
+    parser.add_argument("--seed", type=int, default=TRIAL_SEED, help="seed to train with")
+    parser.add_argument("--recorded", action="store_true", help="train nothing: look at what is recorded of the second round")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     failed = 0
-    tried: dict[str, Records] = {}
-    for name in options.cases:
-        case = by_id(name)
-        try:
-            tried[name] = record(case, options.seed)
-        except Exception:  # a broken builder must not hide the others
-            traceback.print_exc()
-            failed = 1
-            continue
-        twin = [*load(case.twin).values()] or [*load(case.twin, ROUND_TWO_FOLDER).values()] if case.twin else []
-        twin = twin or ([tried[case.twin]] if case.twin in tried else [])
-        print(row(case, tried[name], twin), flush=True)
+    for case in map(by_id, options.cases):
+        if options.recorded:
+            runs = [*load(case.id, ROUND_TWO_FOLDER).values()]
+        else:
+            try:
+                runs = [record(case, options.seed)]
+            except Exception:  # a broken builder must not hide the others
+                traceback.print_exc()
+                failed = 1
+                continue
+        for records in runs:
+            print(row(case, records, twins_of(case)), flush=True)
     return failed
 
 
