@@ -75,10 +75,11 @@ def nearly_solved(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def nan_metric(folder: str, seed: int, **changes: Any) -> Any:
-    """A user's own metric is NaN every third update (the mean of an empty list); nothing else is."""
+    """One logged mean, that of the answers which ended, is NaN every third update, as the mean of an empty list is; nothing else is."""
 
     def empty_mean(**parts: Any) -> None:
-        trainer._metrics["train"]["judge/latency"].append(float("nan") if trainer.state.global_step % 3 else 0.2)
+        if trainer.state.global_step % 3 == 0:
+            trainer._metrics["train"]["completions/mean_terminated_length"].append(float("nan"))
 
     trainer = plain(folder, seed, **changes)
     trainer.add_callback(Every(empty_mean))
@@ -167,7 +168,7 @@ def layer_reset(folder: str, seed: int, **changes: Any) -> Any:
         with torch.no_grad():
             for name, weight in model.model.layers[-1].named_parameters():
                 if "norm" not in name:
-                    weight.normal_(0.0, 0.2 if weight.dim() > 1 else 0.0, generator=torch.Generator().manual_seed(seed))
+                    weight.normal_(0.0, 1.0 if weight.dim() > 1 else 0.0, generator=torch.Generator().manual_seed(seed))
 
     return plain(folder, seed, callbacks=[At(draw)], **changes)
 
@@ -192,10 +193,10 @@ def greedy_later(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def banned(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 51 on the sampler may not write a, e and i: a list of banned words that was split into letters."""
+    """From update 51 on the sampler may not write a vowel: a list of banned words that was split into letters."""
 
     def ban(**parts: Any) -> None:
-        trainer.generation_config.suppress_tokens = tiny.tokenizer().convert_tokens_to_ids(list("aei"))
+        trainer.generation_config.suppress_tokens = tiny.tokenizer().convert_tokens_to_ids(list("aeiou"))
 
     trainer = plain(folder, seed, callbacks=[At(ban)], **changes)
     return trainer
@@ -238,12 +239,7 @@ def no_discounting(folder: str, seed: int, **changes: Any) -> Any:
     return cases_ppo.plain(folder, seed, **{"gamma": 0.0, **changes})
 
 
-def end_penalty(folder: str, seed: int, **changes: Any) -> Any:
-    """A response without an end costs 100, where a good one is worth 1, and the cap is tight: the penalty is the only lesson."""
-    return cases_ppo.plain(folder, seed, **{"missing_eos_penalty": 100.0, **changes})
-
-
-def critic_reset(folder: str, seed: int, **changes: Any) -> Any:
+def model_swapped(folder: str, seed: int, **changes: Any) -> Any:
     """Before update 33 the reward model is another one, whose scores are 20 lower: critic and whitening must start again."""
     shifted = cases_ppo.score_from(cases_ppo.BREAK, lambda *parts: vowel_share(*parts) - 20.0)
     return cases_ppo.plain(folder, seed, score_of=shifted, **changes)
@@ -259,10 +255,10 @@ CASES: tuple[Case, ...] = (
     Case("grpo-pairs", "grpo", "Healthy: groups of two.", partial(changed, fault={"num_generations": 2}), STEPS, seeds=HEALTHY_SEEDS, hard=True),
     Case("grpo-noisy-judge", "grpo", "Healthy: right or wrong only, and three verdicts in ten are wrong.", noisy_judge, STEPS, seeds=HEALTHY_SEEDS, hard=True),
     Case("grpo-nearly-solved", "grpo", "Healthy: the policy knows most of the task from the start.", nearly_solved, STEPS, seeds=HEALTHY_SEEDS, hard=True),
-    Case("grpo-nan-metric", "grpo", "Healthy: a metric of the user's own is NaN, nothing else is.", nan_metric, STEPS, seeds=HEALTHY_SEEDS, hard=True),
+    Case("grpo-nan-metric", "grpo", "Healthy: the logged mean length of ended answers is NaN every third update, nothing else is.", nan_metric, STEPS, seeds=(10, 11, 12), hard=True),
     Case(
         "grpo-rare-logs", "grpo", "Healthy: logged and evaluated every ten updates.", partial(changed, base=probed, fault={"logging_steps": 10}), STEPS,
-        seeds=HEALTHY_SEEDS, hard=True,
+        seeds=(10, 11, 12), hard=True,
     ),
     Case("rloo-hot", "rloo", "Healthy: sampled at temperature 1.3 on purpose.", hot, cases_rloo.STEPS, seeds=HEALTHY_SEEDS, hard=True),
     _grpo(
@@ -304,17 +300,12 @@ CASES: tuple[Case, ...] = (
         ("collapse",), ("collapsed", "drifting", *HEALTHY_STATES), onset=BREAK,
     ),
     _grpo(
-        "letters-banned", f"From update {BREAK + 1} on the sampler may not write three of the five vowels.", banned,
+        "letters-banned", f"From update {BREAK + 1} on the sampler may not write a vowel.", banned,
         ["reward-drop", "reward-collapse", "sampler-mismatch", "completion-drift"], ("collapse", "ood-drift"), ("collapsed", "drifting", *HEALTHY_STATES), onset=BREAK,
     ),
     _grpo(
         "sampler-hot", f"From update {BREAK + 1} on the sampler's temperature is 4, the trainer reckons with 1.", hot_later,
         ["sampler-mismatch", "completion-drift", "reward-drop", "reward-collapse", "entropy-explosion"], ("collapse", "ood-drift"), ("collapsed", "drifting"), onset=BREAK,
-    ),
-    _grpo(
-        "mask-all", "Answers are cut after 4 tokens, and those that were cut are masked out of the loss.",
-        partial(changed, fault={"max_completion_length": 4, "mask_truncated_completions": True}), ["masked-truncation", "truncated-completions", "length-near-cap"],
-        ("config", "data", "stall"), ("stalled", "steady", "drifting"), cure={"max_completion_length": 16},
     ),
     Case(
         "rloo-scores-late", "rloo", f"From update {EARLY + 1} on every batch gets the scores of the batch before.", one_late, cases_rloo.STEPS, onset=EARLY, twin="rloo-twin",
@@ -333,12 +324,7 @@ CASES: tuple[Case, ...] = (
         roots=("reward-plateau", "no-rule:reward-model-saturated"), categories=("stall", "data"), verdicts=("stalled", "steady"), needs_trl=cases_ppo.TRL,
     ),
     Case(
-        "ppo-end-penalty", "ppo", "A response without an end costs 100, a good one is worth 1.", end_penalty, cases_ppo.STEPS, twin="ppo-twin",
-        roots=("reward-outlier", "value-loss-spike", "length-collapse", "no-rule:penalty-outweighs-the-task"), categories=("data", "config", "numerics", "collapse"),
-        verdicts=("drifting", "stalled", "collapsed", "diverged"), cure={"missing_eos_penalty": None}, goal="-value.loss", needs_trl=cases_ppo.TRL,
-    ),
-    Case(
-        "ppo-model-swapped", "ppo", f"From update {cases_ppo.BREAK + 1} on another reward model scores, 20 lower.", critic_reset, cases_ppo.STEPS, onset=cases_ppo.BREAK, twin="ppo-twin",
+        "ppo-model-swapped", "ppo", f"From update {cases_ppo.BREAK + 1} on another reward model scores, 20 lower.", model_swapped, cases_ppo.STEPS, onset=cases_ppo.BREAK, twin="ppo-twin",
         roots=("reward-drop", "reward-collapse", "value-loss-spike", "reward-model-out-of-range"), categories=("collapse", "numerics", "data", "ood-drift"),
         verdicts=("collapsed", "drifting", "diverged"), needs_trl=cases_ppo.TRL,
     ),
