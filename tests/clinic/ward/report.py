@@ -27,7 +27,7 @@ HEAD = """# The clinic: what the rules are worth, measured
 Every claim about a rule is measured here: on real TRL trainings into which a fault was planted, on their healthy twins, and on
 healthy runs with varied hyperparameters. The models are tiny and really learn; the truth comes from the injection, never from what
 a rule said. Half of the faults, and two seeds of five of the others, were set aside before any recording was scored
-(`tests/clinic/ward/set_aside.json`, docs/decisions/0008): only they count for the goals, and what rules say about them was not looked
+(`tests/clinic/ward/set_aside.json`, docs/decisions/0008): {judged}, and what rules say about them was not looked
 at while rules were changed. Faults without a visible effect were dropped or made stronger, so these are clear faults, not average ones.
 
     make clinic                                   judge the recordings again and write this page (a minute, no training)
@@ -41,7 +41,8 @@ shares, exact Poisson for rates. The five seeds of a fault are not independent o
 one fault decides: read the table by case as well.
 """
 
-Goal = tuple[str, str, str, bool | None]
+ROUND_ONE_JUDGES = "only they count for the goals"
+ROUND_TWO_JUDGES = "the goals were judged by them until a second round of faults was scored (docs/decisions/0009), which counts now"
 
 
 def build() -> str:
@@ -56,7 +57,7 @@ def build() -> str:
     if FIRST_SCORED_2:
         columns.insert(0, ("round two", FIRST_SCORED_2, tally(second, every)))
     parts = [
-        HEAD, _counts(found, cases), goals(columns, *_cured(cases)), _parts([*second, *aside], every), second_round(second, every), _by_case(found, cases),
+        HEAD.format(judged=ROUND_TWO_JUDGES if FIRST_SCORED_2 else ROUND_ONE_JUDGES), _counts(found, cases), goals(columns, *_cured(cases)), _parts([*second, *aside], every), second_round(second, every), _by_case(found, cases),
         _healthy(found, cases), _rules(found, cases), _cure(cases), peer_scores.section(found, cases), _real_runs(), _missed(found, cases),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
@@ -146,7 +147,8 @@ def _parts(aside: Sequence[Judged], cases: Mapping[str, Case]) -> str:
             continue
         scores = tally(runs, cases)
         rows.append((name, scores.detected, scores.first, scores.sick_verdict, scores.delay, scores.false_runs))
-    return "What was set aside, in its two parts: faults of which no seed was looked at, and unseen seeds of known faults and healthy settings.\n\n" + _table(
+    parts = {2: "two", 4: "four"}.get(len(rows), len(rows))
+    return f"What was set aside, in its {parts} parts: faults of which no seed was looked at, and unseen seeds of known faults and healthy settings.\n\n" + _table(
         ("part", "detected", "root first", "verdict of sick runs", "median delay", "healthy runs warned"), rows
     )
 
