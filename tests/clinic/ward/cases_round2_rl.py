@@ -276,7 +276,7 @@ CASES: tuple[Case, ...] = (
     ),
     _grpo(
         "weight-decay", "Weight decay 100 instead of 0: a twentieth of every weight goes at each update.", decayed,
-        ["policy-breakdown", "entropy-explosion", "step-size-too-large", "no-rule:weight-decay-too-high"], ("collapse", "config", "numerics"), ("collapsed", "drifting", "diverged"),
+        ["policy-breakdown", "entropy-explosion", "no-rule:weight-decay-too-high"], ("collapse", "config", "numerics"), ("collapsed", "drifting", "diverged"),
         cure={"weight_decay": 0.0},
     ),
     _grpo(
@@ -301,7 +301,7 @@ CASES: tuple[Case, ...] = (
     ),
     _grpo(
         "letters-banned", f"From update {BREAK + 1} on the sampler may not write a vowel.", banned,
-        ["reward-drop", "reward-collapse", "sampler-mismatch", "completion-drift"], ("collapse", "ood-drift"), ("collapsed", "drifting", *HEALTHY_STATES), onset=BREAK,
+        ["reward-drop", "reward-collapse", "sampler-mismatch", "completion-drift"], ("collapse", "ood-drift"), ("collapsed", "drifting"), onset=BREAK,
     ),
     _grpo(
         "sampler-hot", f"From update {BREAK + 1} on the sampler's temperature is 4, the trainer reckons with 1.", hot_later,
@@ -331,6 +331,6 @@ CASES: tuple[Case, ...] = (
     Case(
         "async_grpo-logps-shifted", "async_grpo", f"From update {cases_async.BREAK + 1} on the sampler reports the probabilities of the token before.", async_logps, cases_async.STEPS,
         onset=cases_async.BREAK, twin="async_grpo-twin", roots=("sampler-mismatch", "ratio-blow-up", "clip-ratio-high"), categories=("ood-drift",),
-        verdicts=("drifting", "stalled", "collapsed", *HEALTHY_STATES), goal="-sampler.kl",
+        verdicts=("drifting", "stalled", "collapsed", "diverged"), goal="-sampler.kl",
     ),
 )  # fmt: skip

@@ -24,11 +24,11 @@ GOAL = cases_distillation.GOAL
 # ---- SFT: healthy ----
 
 
-def lora(folder: str, seed: int, *, rank: int = 8, alpha: float = 32.0, **changes: Any) -> Any:
+def lora(folder: str, seed: int, **changes: Any) -> Any:
     """Adapters on all projections at a rate that adapters bear."""
     from peft import LoraConfig, get_peft_model
 
-    adapters = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapters = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(seed)
     return sft(folder, seed, model=get_peft_model(offline.policy(), adapters), **{"learning_rate": 1e-3, **changes})
 
@@ -181,21 +181,19 @@ CASES: tuple[Case, ...] = (
     _sft("answers-cut", "A length of 40 tokens ends most rows in the middle of their answer.", cut, STEPS, ["end-token-missing", "rows-without-labels", "labels-masked", "no-rule:answers-cut"],
          ("data", "config"), LEARNS, cure={"max_length": 64}),
     _sft("labels-shifted", "Labels are shifted once too often: the model learns the token after the next.", labels_shifted, STEPS, ["overfitting", "evaluation-contradicts", "no-rule:labels-shifted"],
-         ("data", "over-optimization"), ("over_optimizing", "drifting", *LEARNS)),
+         ("data", "over-optimization"), ("over_optimizing", "drifting")),
     _sft("padding-learned", "Batches are padded to 64 tokens and the padding is trained on.", padding_learned, STEPS, ["loss-too-low", "no-rule:padding-in-the-loss"], ("data", "efficiency"), LEARNS),
     _sft("sorted", "Rows are sorted by answer and read in order.", sorted_rows, STEPS, ["completion-drift", "prompt-drift", "loss-spike", "overfitting", "no-rule:sorted-data"],
-         ("data", "ood-drift", "numerics", "over-optimization"), ("drifting", "over_optimizing", "diverged", *LEARNS)),
+         ("data", "ood-drift", "numerics", "over-optimization"), ("drifting", "over_optimizing", "diverged", "stalled")),
     _sft("dropout", "Dropout of 0.9 behind each layer, in training only.", dropout, STEPS, ["loss-plateau", "no-rule:dropout"], ("stall", "config"), ("stalled", *LEARNS)),
-    _sft("norms-only", "Only the norms' weights are trained.", norms_only, STEPS, ["loss-plateau", "no-rule:hardly-anything-trainable"], ("stall", "config"), ("stalled", *LEARNS)),
+    _sft("norms-only", "Only the norms' weights are trained.", norms_only, STEPS, ["loss-plateau", "no-rule:hardly-anything-trainable"], ("stall", "config"), ("stalled", "steady")),
     _sft("decay-later", f"From update {BREAK + 1} on the weight decay is 50.", decay_later, STEPS, ["loss-spike", "loss-diverged", "step-size-too-large", "no-rule:weight-decay-too-high"],
          ("numerics", "config"), ("diverged", "drifting", "stalled"), onset=BREAK),
-    _sft("lora-alpha", "Adapters of rank 1 with an alpha of 4000.", partial(lora, rank=1, alpha=4000.0), STEPS, ["adapter-outgrows-base", "adapter-learning-rate-high", "loss-diverged", "step-size-too-large", "loss-spike"],
-         ("ood-drift", "config", "numerics"), ("diverged", "drifting", "stalled"), twin="sft-lora-twin"),
     _distillation("teacher-flat", "The teacher's logits are divided by 10.", teacher_flat, cases_distillation.STEPS,
                   ["teacher-knows-nothing", "entropy-explosion", "never-terminates", "truncated-completions", "no-rule:teacher-temperature"], ("data", "collapse", "ood-drift", "config"),
-                  ("drifting", "collapsed", *LEARNS), goal="-policy.entropy"),
+                  ("drifting", "collapsed"), goal="-policy.entropy"),
     _distillation("teacher-overflows", f"From update {cases_distillation.BREAK + 1} on single numbers of the teacher's last layer are infinite.", teacher_overflows, cases_distillation.STEPS, ["nonfinite-loss", "hidden-nan"],
                   ("numerics",), ("diverged",), onset=cases_distillation.BREAK),
     _distillation("rolled-back", f"From update {cases_distillation.BREAK + 1} on every tenth update loads the weights of the start.", student_rolled_back, cases_distillation.STEPS,
-                  ["loss-spike", "student-diverges-from-teacher", "no-rule:weights-changed-by-hand"], ("numerics", "ood-drift"), ("drifting", "diverged", *LEARNS), onset=cases_distillation.BREAK),
+                  ["loss-spike", "student-diverges-from-teacher", "no-rule:weights-changed-by-hand"], ("numerics", "ood-drift"), ("drifting", "diverged", "stalled"), onset=cases_distillation.BREAK),
 )  # fmt: skip
