@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from dataclasses import replace
@@ -209,6 +210,40 @@ def test_the_second_round_is_judged_only_by_its_name(monkeypatch) -> None:  # ty
     assert commands.main(["score", "--split", "all", ROUND_TWO[0].id]) == 0
     with pytest.raises(AssertionError, match="looked"):
         commands.main(["score", "--split", "round-two"])
+
+
+def _stand_ins() -> list[Judged]:
+    """Two runs of the development half under the second round's name: its own must not be judged by a test."""
+    sick, twin = by_id("sft-rate-jump"), by_id("sft-twin")
+    found = [judge(load(case.id)[0], case, 0, load_rules()) for case in (sick, twin)]
+    assert {run.split for run in found} == {"dev"}
+    return [replace(run, split="round two: new case") for run in found]
+
+
+def test_the_first_look_ends_with_what_why_keeps(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    runs = _stand_ins()
+    monkeypatch.setattr(round_two, "judge_all", lambda cases: runs)
+    assert commands.main(["score", "--split", "round-two"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    name, _, value = last.partition(" = ")
+    assert name == "FIRST_SCORED_2"
+    assert ast.literal_eval(value) == first_scored(tally(runs, {case.id: case for case in CASES}))
+
+
+def test_a_page_with_the_second_round_is_judged_by_it(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    runs = _stand_ins()
+    monkeypatch.setattr(report, "FIRST_SCORED_2", first_scored(tally(runs, {case.id: case for case in CASES})))
+    monkeypatch.setattr(report, "judge_all", lambda cases: [replace(run, split="dev") for run in runs])
+    monkeypatch.setattr(round_two, "judge_all", lambda: runs)
+    monkeypatch.setattr(report.peer_scores, "section", lambda found, cases: "")
+    page = report.build()
+    assert "| round two, as first scored | met | round two, today | set aside, as first scored | set aside, today | development half |" in page
+    assert "## The second round" in page
+    assert report.ROUND_TWO_JUDGES in page
+    monkeypatch.setattr(report, "FIRST_SCORED_2", None)
+    page = report.build()
+    assert "round two" not in page
+    assert report.ROUND_ONE_JUDGES in page
 
 
 def test_goals_are_judged_by_the_first_look_at_the_first_column() -> None:
