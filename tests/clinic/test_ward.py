@@ -264,7 +264,7 @@ def test_the_part_on_the_second_round_names_what_has_no_rule() -> None:
     cases = {"x-fault": _case(), "y-fault": _case(id="y-fault", roots=("no-rule:x",)), "x-twin": _case(id="x-twin", roots=(), onset=0)}
     runs = [_judged((60, "a")), replace(_judged((60, "b")), case="y-fault"), replace(_judged(sick=False, states=("steady",)), case="x-twin")]
     text = report.second_round([replace(run, split="round two: new case") for run in runs], cases)
-    assert "Of 2 new faults 1 have a rule" in text
+    assert "Of 2 new faults 1 have a cause that no rule's title says" in text
     assert "| x-fault | A fault. | 50 | 1/1 | 5.0 | 1/1 | a | collapsed (1/1) |" in text
     assert "| x-twin | A fault. | healthy | 0/1 warned |" in text
     assert report.second_round([], cases) == ""

@@ -167,10 +167,12 @@ def second_round(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
         right = f"{sum(right_verdict(run, case) for run in runs)}/{len(runs)}"
         told = (f"{scores.detected.hits}/{len(runs)}", scores.delay, f"{scores.first.hits}/{len(runs)}") if case.sick else (f"{scores.false_runs.hits}/{len(runs)} warned", "", "")
         rows.append((case.id, case.what, case.onset if case.sick else "healthy", *told, said, f"{states} ({right})"))
-    named = sum(any(not root.startswith(NO_RULE) for root in cases[case_id].roots) for case_id in {run.case for run in new if run.sick})
+    sick = {run.case for run in new if run.sick}
+    nameless = sum(any(root.startswith(NO_RULE) for root in cases[case_id].roots) for case_id in sick)
     text = (
         "Faults, healthy settings and seeds that were written after the rules, by somebody who did not read them, and recorded before anybody scored them "
-        f"(docs/decisions/0009). Of {len({run.case for run in new if run.sick})} new faults {named} have a rule whose title names them; the others can be detected, and count as not named.\n\n"
+        f"(docs/decisions/0009). Of {len(sick)} new faults {nameless} have a cause that no rule's title says: there a true description of the effect counts as "
+        "named, where one exists.\n\n"
     )
     head = ("case", "what", "healthy updates before", "detected", "median delay", "root first", "first headline", "last verdict (right)")
     return "## The second round\n\n" + text + _table(head, rows)
