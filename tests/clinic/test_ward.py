@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from dataclasses import replace
 
 import pytest
-from tests.clinic.ward import intervals, report
+from tests.clinic.ward import __main__ as commands
+from tests.clinic.ward import intervals, report, round_two, score
 from tests.clinic.ward.case import HEALTHY_STATES, Case
-from tests.clinic.ward.cases import CASES, by_id
+from tests.clinic.ward.cases import CASES, ROUND_TWO, by_id
 from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
 from tests.clinic.ward.onset import Twins, series, visible
-from tests.clinic.ward.record import load, record_all, save, thin
+from tests.clinic.ward.record import ROUND_TWO_FOLDER, load, record_all, save, thin
 from tests.clinic.ward.score import Alarm, Judged, judge, ranked, set_aside, split_of
-from tests.clinic.ward.tally import per_rule, tally
+from tests.clinic.ward.tally import first_scored, per_rule, tally
 
 from trainvitals.findings import Action
 from trainvitals.rulelang.loader import load_rules
@@ -172,6 +174,121 @@ def test_the_set_aside_half_is_a_half() -> None:
         of_it = [case.id for case in SICK if case.trainer == trainer]
         assert abs(len(aside & set(of_it)) - len(of_it) / 2) <= 1
     assert split_of(SICK[0], set_aside()["seeds"][0]) != "dev"
+
+
+# -- the second round: nothing here judges its recordings, to do so is to look ---------------------------------------------
+
+
+def test_the_second_round_is_what_its_list_says() -> None:
+    listed = score.round_two()
+    assert sorted(listed["cases"]) == sorted(case.id for case in ROUND_TWO)
+    assert len({case.id for case in (*CASES, *ROUND_TWO)}) == len(CASES) + len(ROUND_TWO)
+    assert not set(listed["seeds"]) & ({seed for case in CASES for seed in case.seeds} | set(set_aside()["seeds"]))
+    faults = [case for case in ROUND_TWO if case.sick]
+    assert len(faults) >= 30
+    assert all(len(case.seeds) == 5 for case in faults)
+    assert len({case.trainer for case in faults}) >= 9
+    assert sum(case.hard for case in ROUND_TWO if len(case.seeds) >= 3) >= 8
+    assert {split_of(case, 0) for case in ROUND_TWO} == {"round two: new case"}
+    assert split_of(CASES[0], 5) == "round two: new seed"
+    assert round_two.seeds(CASES[0]) == (5, 6)
+    assert round_two.seeds(by_id("grpo-healthy")) == (120, 121)
+    assert round_two.seeds(faults[0]) == faults[0].seeds
+
+
+@pytest.mark.parametrize("case", ROUND_TWO, ids=lambda case: case.id)
+def test_a_case_of_the_second_round_is_whole(case: Case) -> None:
+    runs = load(case.id, ROUND_TWO_FOLDER)
+    assert set(runs) == set(case.seeds), f"record it: python -m tests.clinic.ward record --round-two {case.id}"
+    known = {rule.id for rule in load_rules().rules}
+    assert all(root in known or root.startswith(report.NO_RULE) for root in case.roots)
+    if case.sick:
+        assert not by_id(case.twin).sick
+        assert case.categories
+        assert 0 <= case.onset < case.steps
+        twins = load(case.twin) or load(case.twin, ROUND_TWO_FOLDER)
+        assert len(twins) >= 5
+        assert any(case.goal.lstrip("-") in record.get("values", {}) for record in twins[0])
+    for records in runs.values():
+        assert records[0]["kind"] == "run_start"
+        assert records[-1]["kind"] == "run_end"
+        assert not any("ts" in record or "/" in json.dumps(record.get("config", {})) for record in records[:1])
+
+
+def test_seeds_of_the_second_round_lie_apart() -> None:
+    for case in CASES:
+        assert set(load(case.id, ROUND_TWO_FOLDER)) <= set(round_two.seeds(case))
+        assert not set(load(case.id)) & set(round_two.seeds(case))
+
+
+def test_the_second_round_is_judged_only_by_its_name(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def looked(*_: object) -> list[Judged]:
+        raise AssertionError("looked")
+
+    monkeypatch.setattr(round_two, "judge_all", looked)
+    monkeypatch.setattr(commands, "judge_all", lambda cases: [])
+    assert commands.main(["score"]) == 0
+    assert commands.main(["score", "--split", "all", ROUND_TWO[0].id]) == 0
+    with pytest.raises(AssertionError, match="looked"):
+        commands.main(["score", "--split", "round-two"])
+
+
+def _stand_ins() -> list[Judged]:
+    """Two runs of the development half under the second round's name: its own must not be judged by a test."""
+    sick, twin = by_id("sft-rate-jump"), by_id("sft-twin")
+    found = [judge(load(case.id)[0], case, 0, load_rules()) for case in (sick, twin)]
+    assert {run.split for run in found} == {"dev"}
+    return [replace(run, split="round two: new case") for run in found]
+
+
+def test_the_first_look_ends_with_what_why_keeps(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    runs = _stand_ins()
+    monkeypatch.setattr(round_two, "judge_all", lambda cases: runs)
+    assert commands.main(["score", "--split", "round-two"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    name, _, value = last.partition(" = ")
+    assert name == "FIRST_SCORED_2"
+    assert ast.literal_eval(value) == first_scored(tally(runs, {case.id: case for case in CASES}))
+
+
+def test_a_page_with_the_second_round_is_judged_by_it(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    runs = _stand_ins()
+    monkeypatch.setattr(report, "FIRST_SCORED_2", first_scored(tally(runs, {case.id: case for case in CASES})))
+    monkeypatch.setattr(report, "judge_all", lambda cases: [replace(run, split="dev") for run in runs])
+    monkeypatch.setattr(round_two, "judge_all", lambda: runs)
+    monkeypatch.setattr(report.peer_scores, "section", lambda found, cases: "")
+    page = report.build()
+    assert "| round two, as first scored | met | round two, today | set aside, as first scored | set aside, today | development half |" in page
+    assert "## The second round" in page
+    assert report.ROUND_TWO_JUDGES in page
+    monkeypatch.setattr(report, "FIRST_SCORED_2", None)
+    page = report.build()
+    assert "round two" not in page
+    assert report.ROUND_ONE_JUDGES in page
+
+
+def test_goals_are_judged_by_the_first_look_at_the_first_column() -> None:
+    cases = {"x-fault": _case(), "x-twin": _case(id="x-twin", roots=(), onset=0, verdicts=HEALTHY_STATES)}
+    good = tally([_judged((60, "a")), _judged(sick=False, states=("steady",))], cases)
+    bad = tally([_judged(states=("steady",)), _judged((10, "b"), sick=False)], cases)
+    assert first_scored(good) == {"detected": (1, 1), "first": (1, 1), "verdict": (2, 2), "warned": (0, 1), "false": (0, 150), "delay": 5}
+    one = report.goals([("set aside", first_scored(good), bad), ("development half", None, good)], None, None).splitlines()
+    assert one[2] == "| score | goal | set aside, as first scored | met | set aside, today | development half |"
+    assert one[4].startswith("| detected | at least 95 % | 100% (1/1; 21% to 100%) | yes | 0% (0/1;")
+    two = report.goals([("round two", first_scored(bad), good), ("set aside", first_scored(good), good), ("development half", None, good)], None, None).splitlines()
+    assert two[2].split(" | ")[2:5] == ["round two, as first scored", "met", "round two, today"]
+    assert two[4].split(" | ")[2:5] == ["0% (0/1; 0% to 79%)", "**no**", "100% (1/1; 21% to 100%)"]
+    assert all(line.count(" | ") == two[2].count(" | ") for line in (*two[4:], *two[2:3]) if line)
+
+
+def test_the_part_on_the_second_round_names_what_has_no_rule() -> None:
+    cases = {"x-fault": _case(), "y-fault": _case(id="y-fault", roots=("no-rule:x",)), "x-twin": _case(id="x-twin", roots=(), onset=0)}
+    runs = [_judged((60, "a")), replace(_judged((60, "b")), case="y-fault"), replace(_judged(sick=False, states=("steady",)), case="x-twin")]
+    text = report.second_round([replace(run, split="round two: new case") for run in runs], cases)
+    assert "Of 2 new faults 1 have a cause that no rule's title says" in text
+    assert "| x-fault | A fault. | 50 | 1/1 | 5.0 | 1/1 | a | collapsed (1/1) |" in text
+    assert "| x-twin | A fault. | healthy | 0/1 warned |" in text
+    assert report.second_round([], cases) == ""
 
 
 def test_judging_a_recording_is_deterministic() -> None:

@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tests.clinic.ward import cure, record
+from tests.clinic.ward import cure, record, round_two
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.cases import CASES, by_id
-from tests.clinic.ward.score import judge_all, right_verdict
-from tests.clinic.ward.tally import tally
+from tests.clinic.ward.cases import CASES, ROUND_TWO, by_id
+from tests.clinic.ward.score import Judged, judge_all, right_verdict
+from tests.clinic.ward.tally import first_scored, tally
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,9 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     recording.add_argument("cases", nargs="*", metavar="CASE", help="default: all")
     recording.add_argument("--jobs", type=int, default=2)
     recording.add_argument("--again", action="store_true", help="also what was recorded before")
+    recording.add_argument("--round-two", action="store_true", help="the second round: its own cases, and its seeds of the first round's")
     scoring = parts.add_parser("score", help="judge the recordings, print a line per run")
     scoring.add_argument("cases", nargs="*", metavar="CASE", help="default: all that are not set aside")
-    scoring.add_argument("--split", choices=("dev", "aside", "all"), default="dev")
+    scoring.add_argument("--split", choices=("dev", "aside", "all", "round-two"), default="dev")
     curing = parts.add_parser("cure", help="fork at the alarm: carry on, ours, random, right")
     curing.add_argument("cases", nargs="*", metavar="CASE", help="default: all that a parameter cures")
     curing.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="5 and more were never recorded: unseen")
@@ -40,12 +41,15 @@ def main(argv: list[str] | None = None) -> int:
 
         return report.write(check=options.check)
     if options.part == "list":
-        for case in CASES:
+        for case in (*CASES, *ROUND_TWO):
             print(f"{case.id:36} {'sick from ' + str(case.onset) if case.sick else 'healthy':14} {', '.join(case.roots)}")
         return 0
-    cases = [by_id(name) for name in options.cases] if options.cases else list(CASES)
+    cases = [by_id(name) for name in options.cases]
     if options.part == "score":
         return _score(cases, options.split)
+    if options.part == "record" and options.round_two:
+        return int(round_two.record(cases or ROUND_TWO, jobs=options.jobs, again=options.again) > 0)
+    cases = cases or list(CASES)
     if options.part == "cure":
         part = "lead" if options.lead else "forks"
         return int(cure.cure_all(cases, options.seeds, jobs=options.jobs, part=part, again=options.again, arms=options.arms) > 0)
@@ -54,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _score(cases: Sequence[Case], split: str) -> int:
     """One line per run, then the totals. Set-aside runs are shown only when asked for: whoever tunes must not see them."""
-    runs = [run for run in judge_all(cases) if split == "all" or (run.split == "dev") == (split == "dev")]
+    runs = _judged(cases, split)
     for run in runs:
         case = by_id(run.case)
         mark = "ok" if (run.causes[:1] and run.causes[0] in case.roots if run.sick else not run.alarms) else "--"
@@ -62,10 +66,20 @@ def _score(cases: Sequence[Case], split: str) -> int:
         said = " ".join([*early, *(f"{alarm.rule}@{alarm.step}{'*' if alarm.severity == 'error' else ''}" for alarm in run.after or (run.alarms if not run.sick else []))])
         verdict = "" if right_verdict(run, case) else f" (want {'/'.join(case.verdicts)})"
         print(f"{mark} {run.case:30} s{run.seed:<3} on {run.onset:<3} seen {run.visible or '-'!s:4} [{run.states[-1] if run.states else '-'}{verdict}] {said or 'silent'}")
-    scores = tally(runs, {case.id: case for case in cases})
+    scores = tally(runs, {case.id: case for case in (*CASES, *ROUND_TWO)})
     for name in ("detected", "named", "false_rate", "false_runs", "delay", "first", "three", "category", "sick_verdict", "healthy_verdict", "lines"):
         print(f"{name:16} {getattr(scores, name)}")
+    if split == "round-two":
+        print(f"FIRST_SCORED_2 = {first_scored(scores)}")
     return 0
+
+
+def _judged(cases: Sequence[Case], split: str) -> list[Judged]:
+    """Runs of a split; all cases when none is named. The second round is judged only when it is asked for by its name."""
+    if split == "round-two":
+        return round_two.judge_all(cases)
+    runs = judge_all(cases or CASES)
+    return [run for run in runs if split == "all" or (run.split == "dev") == (split == "dev")]
 
 
 if __name__ == "__main__":

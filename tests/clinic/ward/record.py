@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -25,6 +25,8 @@ from typing import Any
 from tests.clinic.ward.case import Case
 
 FOLDER = Path(__file__).parent / "recordings"
+ROUND_TWO_FOLDER = Path(__file__).parent / "recordings_2"
+"""The second round lies apart: whoever judges or calibrates on `FOLDER` cannot meet it by accident."""
 DIGITS = 6
 """Significant digits kept: far below the noise of any signal, and a third of the size."""
 _OF_THE_MACHINE = ("time.", "memory.", "device.")
@@ -134,15 +136,24 @@ def _job(case_id: str, seed: int) -> tuple[str, int, Records, float]:
     return case_id, seed, record(by_id(case_id), seed), time.process_time() - begin
 
 
-def record_all(cases: Iterable[Case], *, jobs: int, again: bool = False, folder: Path = FOLDER) -> int:
+def record_all(
+    cases: Iterable[Case], *, jobs: int, again: bool = False, folder: Path = FOLDER, seeds: Callable[[Case], Sequence[int]] = lambda case: case.seeds
+) -> int:
     """Record what is missing (all of it with `again`); each case is written as soon as its seeds are there.
+
+    Args:
+        cases: What to record.
+        jobs: Processes.
+        again: Also what is there.
+        folder: Where the recordings go.
+        seeds: Seeds of a case, its own unless another round asks for others.
 
     Returns:
         How many runs failed to be recorded.
     """
     cases = [case for case in cases if is_at_home(case)]
     runs = {case.id: {} if again else load(case.id, folder) for case in cases}
-    missing = [(case.id, seed) for case in cases for seed in case.seeds if seed not in runs[case.id]]
+    missing = [(case.id, seed) for case in cases for seed in seeds(case) if seed not in runs[case.id]]
     missing.sort(key=lambda item: item[1])  # the first seed of every case comes first: a fault without effect shows early
     if not missing:
         print("nothing to record: every seed of these cases is there", file=sys.stderr)

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.clinic.ward import cure, peer_scores, plots
+from tests.clinic.ward import cure, logs_only, peer_scores, plots, round_two
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.cases import CASES
+from tests.clinic.ward.cases import CASES, ROUND_TWO
 from tests.clinic.ward.cure import ARMS
-from tests.clinic.ward.score import Judged, judge_all, right_verdict, set_aside
+from tests.clinic.ward.score import ROUND_TWO_SPLITS, Judged, judge_all, right_verdict, set_aside
 from tests.clinic.ward.tally import Rate, Share, Tally, per_rule, tally
-from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, MISSED, TRIED
+from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, FIRST_SCORED_2, MISSED, TRIED
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmark.md"
 RESULTS = Path(__file__).parent / "results"
+NO_RULE = "no-rule:"
+"""Begins a root that no rule's title says: what a person would say instead."""
 
 HEAD = """# The clinic: what the rules are worth, measured
 
@@ -25,13 +27,14 @@ HEAD = """# The clinic: what the rules are worth, measured
 Every claim about a rule is measured here: on real TRL trainings into which a fault was planted, on their healthy twins, and on
 healthy runs with varied hyperparameters. The models are tiny and really learn; the truth comes from the injection, never from what
 a rule said. Half of the faults, and two seeds of five of the others, were set aside before any recording was scored
-(`tests/clinic/ward/set_aside.json`, docs/decisions/0008): only they count for the goals, and what rules say about them was not looked
+(`tests/clinic/ward/set_aside.json`, docs/decisions/0008): {judged}, and what rules say about them was not looked
 at while rules were changed. Faults without a visible effect were dropped or made stronger, so these are clear faults, not average ones.
 
     make clinic                                   judge the recordings again and write this page (a minute, no training)
     python -m tests.clinic.ward record --again    train and record everything anew (about an hour on two cores)
     python -m tests.clinic.ward cure              fork at the alarm and train the four arms
     python -m tests.clinic.ward.peers             the same recordings through other tools
+    python -m tests.clinic.ward.logs_only         the same from their logs alone
 
 An alarm is a warning or an error that a reader sees (not suppressed by its cause). *Delay* counts updates from where an oracle that
 knows the twins first sees the fault in any signal: 5 robust standard deviations, three samples in a row. Intervals are 95 %: Wilson for
@@ -39,7 +42,8 @@ shares, exact Poisson for rates. The five seeds of a fault are not independent o
 one fault decides: read the table by case as well.
 """
 
-Goal = tuple[str, str, str, bool | None]
+ROUND_ONE_JUDGES = "only they count for the goals"
+ROUND_TWO_JUDGES = "the goals were judged by them until a second round of faults was scored (docs/decisions/0009), which counts now"
 
 
 def build() -> str:
@@ -48,9 +52,14 @@ def build() -> str:
     cases = {case.id: case for case in CASES}
     aside = [run for run in found if run.split != "dev"]
     dev = [run for run in found if run.split == "dev"]
+    second = round_two.judge_all() if FIRST_SCORED_2 else []  # to judge it is to look at it: not before it was scored on purpose
+    every = {case.id: case for case in (*CASES, *ROUND_TWO)}
+    columns = [("set aside", FIRST_SCORED, tally(aside, cases)), ("development half", None, tally(dev, cases))]
+    if FIRST_SCORED_2:
+        columns.insert(0, ("round two", FIRST_SCORED_2, tally(second, every)))
     parts = [
-        HEAD, _counts(found, cases), _goals(tally(aside, cases), tally(dev, cases), cases), _parts(aside, cases), _by_case(found, cases),
-        _healthy(found, cases), _rules(found, cases), _cure(cases), peer_scores.section(found, cases), _real_runs(), _missed(found, cases),
+        HEAD.format(judged=ROUND_TWO_JUDGES if FIRST_SCORED_2 else ROUND_ONE_JUDGES), _counts(found, cases), goals(columns, *_cured(cases, unseen=True)), _parts([*second, *aside], every), second_round(second, every), _by_case(found, cases),
+        _healthy(found, cases), _rules(found, cases), _cure(cases), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed(found, cases),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
 
@@ -72,36 +81,63 @@ def _counts(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
     return _table(("trainer", "faults", "sick runs", "healthy runs", "of them hard", "healthy updates"), [*rows, total])
 
 
-def _goals(aside: Tally, dev: Tally, cases: Mapping[str, Case]) -> str:
-    cured, uplift = _cured(cases, unseen=True)
-    known, known_uplift = _cured(cases, unseen=False)
+Column = tuple[str, Mapping[str, Any] | None, Tally]
+"""Name, what was scored the first time (None where runs were looked at all along), and today's scores."""
 
-    first = {name: Share(*pair) for name, pair in FIRST_SCORED.items() if name in ("detected", "first", "verdict", "warned")}
-    false = Rate(*FIRST_SCORED["false"])
-    delay = FIRST_SCORED["delay"]
 
-    def row(name: str, goal: str, judged: Any, today: Any, other: Any, met: bool | None = None) -> tuple[Any, ...]:
-        return name, goal, judged, {True: "yes", False: "**no**", None: "not measured"}[met] if goal else "", today, other
+def goals(columns: Sequence[Column], unseen: Share | None, uplift: float | None) -> str:
+    """The table of goals. `unseen` and `uplift`: cured by our first suggestion on seeds that it was not written on, and how far above a random one. They are judged by what the first column's runs said the first time anybody looked."""
+    kept = columns[0][1]
+    assert kept is not None
+    first = _first(kept)
 
-    def at_least(share: Share, least: float) -> bool | None:
-        return None if share.value is None else share.value >= least
+    def row(name: str, goal: str, key: str, today: str, met: bool | None = None) -> tuple[Any, ...]:
+        cells: list[Any] = []
+        for place, (_, scored, scores) in enumerate(columns):
+            if scored is not None:
+                cells.append(_first(scored).get(key, ""))
+            if place == 0:
+                cells.append({True: "yes", False: "**no**", None: "not measured"}[met] if goal else "")
+            now = getattr(scores, today)
+            cells.append(f"{now:.1f}" if today == "lines" and now else now)
+        return name, goal, *cells
+
+    def at_least(key: str, least: float) -> bool | None:
+        return None if first[key].value is None else first[key].value >= least
+
+    def at_most(key: str, most: float) -> bool:
+        return (first[key].value or 0.0) <= most
+
+    def of_cure(name: str, goal: str, value: Any, met: bool | None) -> tuple[Any, ...]:
+        return name, goal, value, {True: "yes", False: "**no**", None: "not measured"}[met]
 
     rows = [
-        row("detected", "at least 95 %", first["detected"], aside.detected, dev.detected, at_least(first["detected"], 0.95)),
-        row("false alarms per 1,000 healthy updates", "at most 0.2", false, aside.false_rate, dev.false_rate, (false.value or 0.0) <= 0.2),
-        row("healthy runs with any warning", "at most 5 %", first["warned"], aside.false_runs, dev.false_runs, (first["warned"].value or 0.0) <= 0.05),
-        row("median delay, updates", "at most 10", delay, aside.delay, dev.delay, delay <= 10),
-        row("root cause first", "at least 85 %", first["first"], aside.first, dev.first, at_least(first["first"], 0.85)),
-        row("root cause among the first three", "", "", aside.three, dev.three),
-        row("right category first", "", "", aside.category, dev.category),
-        row("verdict right at the end", "at least 90 %", first["verdict"], aside.verdict, dev.verdict, at_least(first["verdict"], 0.9)),
-        row("... of sick runs", "", "", aside.sick_verdict, dev.sick_verdict),
-        row("... of healthy runs", "", "", aside.healthy_verdict, dev.healthy_verdict),
-        row("incidents per detected sick run", "", "", f"{aside.lines:.1f}" if aside.lines else "", f"{dev.lines:.1f}" if dev.lines else ""),
-        row("cured by the first suggestion, of the curable (unseen seeds; recorded seeds)", "at least 70 %", cured or "", "", known or "", at_least(cured, 0.7) if cured else None),
-        row("... above the random arm", "at least 30 points", _points(uplift), "", _points(known_uplift), None if uplift is None else uplift >= 0.3),
+        row("detected", "at least 95 %", "detected", "detected", at_least("detected", 0.95)),
+        row("false alarms per 1,000 healthy updates", "at most 0.2", "false", "false_rate", at_most("false", 0.2)),
+        row("healthy runs with any warning", "at most 5 %", "warned", "false_runs", at_most("warned", 0.05)),
+        row("median delay, updates", "at most 10", "delay", "delay", None if first["delay"] is None else first["delay"] <= 10),
+        row("root cause first", "at least 85 %", "first", "first", at_least("first", 0.85)),
+        row("root cause among the first three", "", "", "three"),
+        row("right category first", "", "", "category"),
+        row("verdict right at the end", "at least 90 %", "verdict", "verdict", at_least("verdict", 0.9)),
+        row("... of sick runs", "", "", "sick_verdict"),
+        row("... of healthy runs", "", "", "healthy_verdict"),
+        row("incidents per detected sick run", "", "", "lines"),
+        of_cure("cured by the first suggestion, of the curable, unseen seeds", "at least 70 %", unseen or "", None if unseen is None or unseen.value is None else unseen.value >= 0.7),
+        of_cure("... above the random arm", "at least 30 points", _points(uplift), None if uplift is None else uplift >= 0.3),
     ]  # fmt: skip
-    return "## Goals\n\n" + _table(("score", "goal", "set aside, as first scored", "met", "set aside, today", "development half"), rows)
+    head = ["score", "goal"]
+    for place, (name, scored, _) in enumerate(columns):
+        head += [f"{name}, as first scored"] if scored is not None else []
+        head += ["met"] if place == 0 else []
+        head += [f"{name}, today"] if scored is not None else [name]
+    return "## Goals\n\n" + _table(head, [(*one, *[""] * (len(head) - len(one))) for one in rows])
+
+
+def _first(scored: Mapping[str, Any]) -> dict[str, Any]:
+    """What `why` keeps, as shares and a rate."""
+    shares: dict[str, Any] = {name: Share(*scored[name]) for name in ("detected", "first", "verdict", "warned")}
+    return {**shares, "false": Rate(*scored["false"]), "delay": scored["delay"]}
 
 
 def _points(uplift: float | None) -> str:
@@ -110,12 +146,41 @@ def _points(uplift: float | None) -> str:
 
 def _parts(aside: Sequence[Judged], cases: Mapping[str, Case]) -> str:
     rows = []
-    for name in ("new fault", "new seed"):
-        scores = tally([run for run in aside if run.split == name], cases)
+    for name in (*ROUND_TWO_SPLITS, "new fault", "new seed"):
+        runs = [run for run in aside if run.split == name]
+        if not runs:
+            continue
+        scores = tally(runs, cases)
         rows.append((name, scores.detected, scores.first, scores.sick_verdict, scores.delay, scores.false_runs))
-    return "What was set aside, in its two parts: faults of which no seed was looked at, and unseen seeds of known faults and healthy settings.\n\n" + _table(
+    parts = {2: "two", 4: "four"}.get(len(rows), len(rows))
+    return f"What was set aside, in its {parts} parts: faults of which no seed was looked at, and unseen seeds of known faults and healthy settings.\n\n" + _table(
         ("part", "detected", "root first", "verdict of sick runs", "median delay", "healthy runs warned"), rows
     )
+
+
+def second_round(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
+    """The second round's faults and healthy settings one by one, and the first round's cases with new seeds together; empty without runs."""
+    new = [run for run in found if run.split == ROUND_TWO_SPLITS[0]]
+    if not found:
+        return ""
+    rows = []
+    for case_id in dict.fromkeys(run.case for run in new):
+        case, runs = cases[case_id], [run for run in new if run.case == case_id]
+        scores = tally(runs, cases)
+        said = ", ".join(dict.fromkeys(run.causes[0] for run in runs if run.causes)) or "nothing"
+        states = ", ".join(dict.fromkeys(run.states[-1] for run in runs if run.states))
+        right = f"{sum(right_verdict(run, case) for run in runs)}/{len(runs)}"
+        told = (f"{scores.detected.hits}/{len(runs)}", scores.delay, f"{scores.first.hits}/{len(runs)}") if case.sick else (f"{scores.false_runs.hits}/{len(runs)} warned", "", "")
+        rows.append((case.id, case.what, case.onset if case.sick else "healthy", *told, said, f"{states} ({right})"))
+    sick = {run.case for run in new if run.sick}
+    nameless = sum(any(root.startswith(NO_RULE) for root in cases[case_id].roots) for case_id in sick)
+    text = (
+        "Faults, healthy settings and seeds that were written after the rules, by somebody who did not read them, and recorded before anybody scored them "
+        f"(docs/decisions/0009). Of {len(sick)} new faults {nameless} have a cause that no rule's title says: there a true description of the effect counts as "
+        "named, where one exists.\n\n"
+    )
+    head = ("case", "what", "healthy updates before", "detected", "median delay", "root first", "first headline", "last verdict (right)")
+    return "## The second round\n\n" + text + _table(head, rows)
 
 
 def _by_case(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:

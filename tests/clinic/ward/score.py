@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.onset import Series, Twins, series, visible
-from tests.clinic.ward.record import Records, load, run_id
+from tests.clinic.ward.record import FOLDER, Records, load, run_id
 
 from trainvitals.engine import Engine
 from trainvitals.events import Item
@@ -20,9 +20,11 @@ from trainvitals.readers import own
 from trainvitals.rulelang.loader import RuleSet, load_rules
 
 SET_ASIDE = Path(__file__).with_name("set_aside.json")
+SET_ASIDE_2 = Path(__file__).with_name("set_aside_2.json")
 OF_THE_MACHINE = frozenset({"throughput-drop", "training-stalled"})
 """True or not depends on what else ran on the machine; recordings carry no times unless the case is about them."""
-Split = Literal["dev", "new fault", "new seed"]
+Split = Literal["dev", "new fault", "new seed", "round two: new case", "round two: new seed"]
+ROUND_TWO_SPLITS: tuple[Split, ...] = ("round two: new case", "round two: new seed")
 
 
 @dataclass
@@ -89,9 +91,19 @@ def set_aside() -> dict[str, Any]:
     return loaded
 
 
+def round_two() -> dict[str, Any]:
+    """The list of the second round: cases that are new, and seeds of the cases that are not."""
+    loaded: dict[str, Any] = json.loads(SET_ASIDE_2.read_text())
+    return loaded
+
+
 def split_of(case: Case, seed: int) -> Split:
     """Which part a run belongs to."""
-    aside = set_aside()
+    aside, second = set_aside(), round_two()
+    if case.id in second["cases"]:
+        return "round two: new case"
+    if seed in second["seeds"]:
+        return "round two: new seed"
     if case.id in aside["faults"]:
         return "new fault"
     return "new seed" if seed in aside["seeds"] else "dev"
@@ -139,15 +151,16 @@ def ranked(alarms: Sequence[Alarm]) -> list[str]:
     return [alarm.rule for alarm in sorted(alarms, key=lambda alarm: (order[alarm.incident], place[alarm.role], alarm.step))]
 
 
-def judge_all(cases: Iterable[Case], rules: RuleSet | None = None) -> list[Judged]:
-    """Every recorded run of these cases, in order."""
+def judge_all(cases: Iterable[Case], rules: RuleSet | None = None, folder: Path = FOLDER) -> list[Judged]:
+    """Every run of these cases that is recorded in `folder`, in order."""
     rules = rules or load_rules()
     twins: dict[str, Twins] = {}
     found = []
     for case in cases:
-        runs = load(case.id)
+        runs = load(case.id, folder)
         if case.sick and case.twin not in twins:
-            twins[case.twin] = Twins(series(records) for records in load(case.twin).values())
+            # A twin of the first round serves the second as well, with the seeds that it had: the oracle must not move with new ones.
+            twins[case.twin] = Twins(series(records) for records in (load(case.twin) or load(case.twin, folder)).values())
         for seed in sorted(runs):
             judged = judge(runs[seed], case, seed, rules)
             if case.sick:

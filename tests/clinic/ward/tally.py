@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tests.clinic.ward import intervals
 from tests.clinic.ward.case import HEALTHY_STATES, Case
@@ -126,6 +127,13 @@ def _category(run: Judged) -> str | None:
     if not run.after or not run.causes:
         return None
     return next(alarm.category for alarm in run.after if alarm.rule == run.causes[0])
+
+
+def first_scored(scores: Tally) -> dict[str, Any]:
+    """A tally as `why` keeps it: hits and tries, events and updates, and the median delay."""
+    shares = {"detected": scores.detected, "first": scores.first, "verdict": scores.verdict, "warned": scores.false_runs}
+    counts: dict[str, Any] = {name: (share.hits, share.of) for name, share in shares.items()}
+    return {**counts, "false": (scores.false_rate.events, scores.false_rate.updates), "delay": scores.delay}
 
 
 @dataclass(frozen=True)
