@@ -184,6 +184,10 @@ class GainEnd:
         ends = gained.detector.ends
         return ends[self.end] if ends is not None and self.series.fresh() else None
 
+    def bounds(self, room: float) -> tuple[float, float] | None:
+        """As `Window.bounds`: the interval narrows with every sample."""
+        return None
+
     def advance(self) -> None:
         """Take in every new sample."""
         self.gained.advance()
