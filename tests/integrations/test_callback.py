@@ -206,7 +206,7 @@ def test_an_exception_in_training_still_ends_the_run(tmp_path, monkeypatch):
     callback = attach(trainer, tick_seconds=0)
     monkeypatch.setattr(callback, "_start_monitor", lambda *args: None)
     callback.monitor = type(
-        "Closing", (), {"publish": lambda self, item: None, "close": lambda self, status: ends.append(status)}
+        "Closing", (), {"publish": lambda self, item: None, "close": lambda self, status, detail: ends.append(status)}
     )()
 
     class Crash(TrainerCallback):

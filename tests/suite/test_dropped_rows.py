@@ -79,7 +79,7 @@ def test_one_row_in_four_is_too_long(build: Any, tmp_path: Path, train: Any) -> 
     observed = train(build(str(tmp_path), max_length=48, max_steps=4))
     assert fired(observed) == CASES[build]
     if OLD and build is dpo:
-        assert 0 < max(observed.series("preference.empty_fraction").values()) < 0.5
+        assert 0 < max(observed.series("preference.empty_fraction").values()) <= 0.5
     if "rows-dropped" in CASES[build]:
         assert observed.series("data.rows_given") == {1: 64.0}
         assert observed.series("data.rows_kept") == {1: 48.0}
