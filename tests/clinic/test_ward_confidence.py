@@ -39,13 +39,14 @@ def case(case_id: str, **more: Any) -> Case:
 
 @pytest.fixture
 def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Case]:
-    """A sick case, a healthy one, and one that is set aside as a whole; of the others, seed 3 is set aside."""
+    """A sick case, a healthy one, and one that is set aside as a whole; of the others, seed 3 is set aside and 7 is of the second round."""
     cases = [case("bad", onset=30, roots=("nonfinite-loss",)), case("fine"), case("aside", roots=("nonfinite-loss",))]
     for one in cases:
-        seeds = (1, 3, 5) if one.roots else (0, 2)
+        seeds = (1, 3, 5, 7) if one.roots else (0, 2)
         record.save(one.id, {seed: stream(one.id, seed) for seed in seeds}, tmp_path)
     monkeypatch.setattr(ward, "path_of", lambda case_id: record.path_of(case_id, tmp_path))
     monkeypatch.setattr(score, "set_aside", lambda: {"faults": ["aside"], "seeds": [3]})
+    monkeypatch.setattr(score, "round_two", lambda: {"cases": [], "seeds": [7]})
     return cases
 
 
