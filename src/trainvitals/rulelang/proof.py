@@ -25,7 +25,7 @@ from trainvitals.rulelang.windows_series import Clock, Series
 Interval = tuple[float, float]
 """Two ends, which belong to it. Of a bool: (1, 1) holds, (0, 0) does not, (0, 1) is one of the two."""
 
-ROOMS = (0.5, 0.1)
+ROOMS = (0.5, 0.05)
 """A hull is widened by this much of itself on each side, so that a proof outlives a slow drift; if that is too much, by less."""
 STEADY = 96
 """Updates for which a series must have brought one sample each: the cadence in force was observed at most 64 + 17 samples ago."""
