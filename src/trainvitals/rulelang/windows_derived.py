@@ -184,7 +184,7 @@ class GainEnd:
         ends = gained.detector.ends
         return ends[self.end] if ends is not None and self.series.fresh() else None
 
-    def bounds(self, room: float) -> tuple[float, float] | None:
+    def bounds(self, room: float) -> Bounds | None:
         """As `Window.bounds`: the interval narrows with every sample."""
         return None
 
