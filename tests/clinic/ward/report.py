@@ -240,7 +240,8 @@ def _arm(entries: Sequence[Mapping[str, Any]], arm: str) -> Share:
 
 
 def _cured(cases: Mapping[str, Case], *, unseen: bool) -> tuple[Share | None, float | None]:
-    entries = _forks(cases, unseen=unseen)
+    """Recovered by the first suggestion, and by how much more often than by the random one, of the curable: where the right change did not fail as well."""
+    entries = [entry for entry in _forks(cases, unseen=unseen) if entry["arms"].get("right", {}).get("recovered", True)]
     ours, control = _arm(entries, "suggested"), _arm(entries, "random")
     if not ours.of:
         return None, None

@@ -49,6 +49,8 @@ A larger label_smoothing against exploding margins was never forked and is no lo
 """
 CURE_MISSED: dict[str, str] = {
     "distillation-cap-short": "In seed 5 one answer of 80 is still cut at the end; in the healthy twins none is.",
+    "grpo-cap-short": "The alarm comes at update 78, after the cap has taught answers that fit it: the right cap does not undo that within a run either.",
+    "kto-imbalance": "Resumed from update 30 even the right weight does not bring back the likelihood of the chosen answers. It was judged by the loss before, which holds the weights.",
     "grpo-entropy-bonus": "In seed 5 cut answers are told before the bonus that makes them: the first suggestion is more room for noise.",
     "sft-rate-zero": "Which rate a model needs cannot be told from a run without any step; a default of TRL cures no better than chance here.",
     "sft-rate-100x": "In seed 0 a rate of 0.7 of the right one is behind the twins at the end; it is still falling.",
