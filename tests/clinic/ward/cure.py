@@ -128,6 +128,7 @@ class _Watcher:
         self.trainer.remove_callback(transformers.PrinterCallback)
         self.callback = attach(self.trainer, console=io.StringIO(), fail_soft=False)
         self.alarm: Any = None
+        self.seen = 0
         if stop_at_alarm:
             self.trainer.add_callback(_stopper(self))
         if self.rate is not None and not case.needs_trl:
@@ -169,7 +170,8 @@ def _stopper(watcher: _Watcher) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if not watcher.look():
                 return
-            late = state.global_step - watcher.alarm.step
+            watcher.seen = watcher.seen or state.global_step  # some findings are of the update before
+            late = state.global_step - watcher.seen
             control.should_save = control.should_save or (len(watcher.waits) > 1 and late in watcher.waits)
             control.should_training_stop = control.should_training_stop or late >= max(watcher.waits)
 
@@ -275,9 +277,9 @@ def lead(case: Case, seed: int, waits: Sequence[int] = WAITS) -> dict[str, Any]:
         sick.train()
         result: dict[str, Any] = {"case": case.id, "seed": seed, "alarm": None if sick.alarm is None else sick.alarm.step, "recovered": {}}
         for wait in waits:
-            place = None if sick.alarm is None else root / "sick" / f"checkpoint-{sick.alarm.step + wait}"
+            place = None if sick.alarm is None else root / "sick" / f"checkpoint-{sick.seen + wait}"
             if place is not None and place.exists():  # none: the run ended, or died, before
-                arm = _arm(case, seed, root / f"after-{wait}", dict(case.cure or {}), None, place, sick.alarm.step + wait, healthy)
+                arm = _arm(case, seed, root / f"after-{wait}", dict(case.cure or {}), None, place, sick.seen + wait, healthy)
                 result["recovered"][str(wait)] = arm["recovered"]
     return result
 
