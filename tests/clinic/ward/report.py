@@ -59,7 +59,7 @@ def build() -> str:
         columns.insert(0, ("round two", FIRST_SCORED_2, tally(second, every)))
     parts = [
         HEAD.format(judged=ROUND_TWO_JUDGES if FIRST_SCORED_2 else ROUND_ONE_JUDGES), _counts(found, cases), goals(columns, *_cured(cases, unseen=True)), _parts([*second, *aside], every), second_round(second, every), _by_case(found, cases),
-        _healthy(found, cases), _rules(found, cases), _cure(cases), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed(found, cases),
+        _healthy(found, cases), _rules(found, cases), _cure(cases), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *second], every),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
 
