@@ -57,5 +57,5 @@ def test_clip_ratio() -> None:
 
 
 def test_clip_ratio_of_a_log_is_a_lower_bound() -> None:
-    (said,) = lines("clip-ratio-high", run(policy__clip_fraction=[0.05] * 120))
+    (said,) = lines("clip-ratio-high", run(policy__clip_fraction=[0.08] * 120))
     assert said == "Clip ratio outside [0.8, 1.2] for at least 100% of updates. Consider reducing the learning rate."
