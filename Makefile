@@ -96,7 +96,7 @@ test: $(VENV)/.dev  ## The tests (real training longer than a few seconds is in 
 
 # ---- for people who change the code -----------------------------------------------------------------------------------
 
-slow: $(VENV)/.dev $(VENVDS)/.dev  ## Real training: the silent healthy runs, the planted faults, several processes, whole commands.
+slow: $(VENV)/.dev $(VENVDS)/.dev  ## Real training: silent when healthy, planted faults, several processes, whole commands; the rules' mutants.
 	@$(BIN)/python -m pytest -m 'slow and not alone' -n 2 --dist loadfile --durations=10 $(ARGS)
 	@# Several processes on two cores keep no exact time: what fails is tried once more, and must pass then.
 	@$(VENVDS)/bin/python -m pytest -m alone tests/suite/test_ranks.py tests/clinic/test_faults_ranks.py $(ARGS) || \
