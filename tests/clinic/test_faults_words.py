@@ -51,6 +51,12 @@ class From(TrainerCallback):
 def only(patient: Any, rule: str) -> tuple[int, str]:
     """Step and console line of a rule that was the run's only warning."""
     assert patient.loud.keys() == {rule}, patient.said
+    return headline(patient, rule)
+
+
+def headline(patient: Any, rule: str) -> tuple[int, str]:
+    """Step and console line of a rule that spoke before all others, and for itself."""
+    assert all(step > patient.loud[rule] for other, step in patient.loud.items() if other != rule), patient.loud
     finding = next(found for found in patient.monitor.findings if found.rule.id == rule and found.state == "firing")
     assert finding.suppressed_by is None
     return patient.loud[rule], next(line for line in patient.said if f"({rule}, step" in line)
@@ -155,5 +161,94 @@ def test_entropy_goes_to_zero(tmp_path, observe, writer, fault, rate, latest):
 @pytest.mark.parametrize("rate", [1e-4, 5e-4])
 def test_the_writer_learns_in_silence(tmp_path, observe, writer, rate):
     patient = observe(writing(tmp_path, writer, learning_rate=rate))
+    assert patient.loud == {}
+    assert patient.monitor.verdict.state in {"improving", "steady"}
+
+
+# ---- a reward model outside of its range ----
+
+LAST = 90
+OTHERS = "bcdfgklmnprst"
+
+
+def some_vowels(random: Random) -> tuple[str, str]:
+    """A chosen answer with two vowels in five letters, a rejected one with one in ten, of any lengths from three to nine."""
+
+    def word(share: float) -> str:
+        return "".join(random.choice("aeiou" if random.random() < share else OTHERS) for _ in range(random.randint(3, 9)))
+
+    return word(0.4), word(0.1)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A reward model of TRL's RewardTrainer, of which only the score head was trained: it has seen words with some vowels and with few."""
+    settings = {"learning_rate": 1e-2, "max_steps": 200, "lr_scheduler_type": "constant", "per_device_train_batch_size": 16}
+    rows = build_supervised.pairs(512, choose=some_vowels)
+    trainer = build_supervised.reward(str(tmp_path_factory.mktemp("judge")), rows=rows, **settings)
+    trainer.model.model.requires_grad_(False)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    model = trainer.model
+    model.config._name_or_path = "judge"  # TRL names the reward after it
+    return model
+
+
+def brief(completions: list[Any], completion_ids: Any = None, **kwargs: Any) -> list[float]:
+    """Half a point off for each letter beyond nine, a point for an answer that does not end: the length stays where the judge knows it."""
+    return [-0.5 * max(0, len(tiny.text_of(text)) - 9) - (tiny.END_ID not in ids) for text, ids in zip(completions, completion_ids, strict=True)]
+
+
+def judged(folder: Path, judge: Any, rate: float, fault: Any = None, end: int = LAST) -> Any:
+    """A GRPO run that is paid by the judge; `fault(trainer)` happens before update `ONSET` + 1, and the run is watched until update `end`."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    settings = {**SAMPLING, **STEADY, "learning_rate": rate, "max_steps": LAST, "max_completion_length": 24}
+    trainer = GRPOTrainer(
+        model=tiny.policy(tiny.tokenizer()),
+        reward_funcs=[judge, brief],
+        args=GRPOConfig(**tiny.arguments(str(folder), **settings)),
+        train_dataset=tiny.prompts(),
+        processing_class=tiny.tokenizer(),
+        reward_processing_classes=[tiny.tokenizer(), None],
+    )
+    if fault is not None:
+        trainer.add_callback(From(ONSET, lambda since: None if since else fault(trainer), end))
+    return trainer
+
+
+def test_a_policy_that_learns_texts_which_the_reward_model_never_saw(tmp_path, observe, judge):
+    """Two vowels in five letters were the best that it knew; it pays most for nine, of one kind."""
+    patient = observe(judged(tmp_path, judge, 1e-3))
+    step, line = only(patient, "reward-model-out-of-range")
+    assert 50 < step <= LAST
+    assert sum(patient.rewards[-5:]) > sum(patient.rewards[:5]) + 15  # the reward alone looks splendid
+    assert "its scores are extrapolated. Score a few recent samples by hand" in line
+    assert "a larger beta, or a reward model trained on fresh samples" in line
+    assert patient.monitor.verdict.state == "drifting"
+    assert patient.monitor.verdict.decision == "watch"
+
+
+def test_a_reward_model_that_is_asked_in_another_template(tmp_path, observe, judge):
+    """From an update on its template no longer closes the answer: same policy, same texts, another last token.
+
+    The judge gives such texts less, and some updates later `reward-drop` rightly says so too.
+    """
+
+    def other(trainer: Any) -> None:
+        vocabulary = trainer.reward_processing_classes[0]
+        vocabulary.chat_template = vocabulary.chat_template.replace("<|im_end|>", "")
+
+    patient = observe(judged(tmp_path, judge, 2e-4, other, ONSET + 20))
+    step, line = headline(patient, "reward-model-out-of-range")
+    assert patient.loud.keys() <= {"reward-model-out-of-range", "reward-drop"}
+    assert ONSET + 5 < step <= ONSET + 20
+    assert "(1% did then): its scores are extrapolated." in line
+    assert patient.monitor.verdict.state == "drifting"
+
+
+def test_a_policy_that_stays_where_the_reward_model_knows_its_way(tmp_path, observe, judge):
+    patient = observe(judged(tmp_path, judge, 2e-4))
+    assert sum(patient.rewards[-10:]) > sum(patient.rewards[:10]) + 5
     assert patient.loud == {}
     assert patient.monitor.verdict.state in {"improving", "steady"}
