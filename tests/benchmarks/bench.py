@@ -279,6 +279,14 @@ the model: `sft, 24 layers` has twelve times the matrices of `sft`. Within one t
 them, and without them again, in all six orders. The ratio is the median over the rounds, with a 95 % bootstrap interval; *without / without* is
 the same code twice and so the noise; *within noise* means that the ratio lies between its quartiles, that is, a single block could not tell. The share of a
 step of 1 s is extrapolated: own time here over one second, the order of a real step on a GPU. `python -m tests.benchmarks.training dpo` measures one trainer.
+
+## Wider models
+
+Models eight times as wide (`python -m tests.benchmarks.training --width 512`, in its own words; measured apart on {wide_when}, kept in
+`tests/benchmarks/wide.txt`). A step takes some tenths of a second, still far less than a real one; our own time is nearly what it was.
+
+```text
+{wide}```
 """
 
 
@@ -310,8 +318,9 @@ def main() -> int:
     if args.write and not args.quick:
         from tests.benchmarks.training import BLOCK
 
+        wide_when, _, wide = (ROOT / "tests" / "benchmarks" / "wide.txt").read_text().partition("\n")
         page = PAGE.format(
-            table=table(results), python=platform.python_version(), cores=os.cpu_count(), when=time.strftime("%Y-%m-%d"), block=BLOCK
+            wide=wide, wide_when=wide_when, table=table(results), python=platform.python_version(), cores=os.cpu_count(), when=time.strftime("%Y-%m-%d"), block=BLOCK
         )
         (ROOT / "docs" / "benchmarks.md").write_text(page)
         print("wrote docs/benchmarks.md")

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.training            every trainer of the suite, prints a table (under six minutes)
     python -m tests.benchmarks.training sft dpo    these
+    python -m tests.benchmarks.training --width 512    models eight times as wide, whose steps take a quarter of a second
 
 One training per trainer, in which blocks of `BLOCK` steps take turns: *with* our callback and wraps, *without* both (taken off the
 trainer, not merely idle), and *again* without. The order changes through all six permutations. So all three sides see the same model,
@@ -9,18 +10,18 @@ the same process and the same machine, and with / without stands beside again / 
 Neither is believed on its own: each comes with a 95% bootstrap interval of its median.
 
 The models are tiny: a step takes tens of milliseconds where a real one takes seconds. Our cost per step depends on the number of
-weight matrices and hardly on their size (`sft, 24 layers` is there to show it).
+weight matrices and hardly on their size: `sft, 24 layers` shows the first, ``--width`` the second.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import io
 import itertools
 import random
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -287,8 +288,15 @@ def costs(names: Sequence[str], **options: Any) -> Iterator[Cost]:
 
 def main() -> int:
     """Print one line per trainer."""
+    from trainvitals.integrations import tiny
+
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training", description="What attach costs in real training.")
+    parser.add_argument("trainers", nargs="*", metavar="TRAINER", help="default: all of them")
+    parser.add_argument("--width", type=int, default=64, help="hidden size of the models (default 64)")
+    options = parser.parse_args()
+    tiny.model.__kwdefaults__["width"] = options.width  # where every builder gets its model from
     print(f"{'trainer':<15} {'rounds':>6} {'without':>8}   {'with / without (95%)':<24} {'again / without (95%)':<24} {'more (95%)':<22} {'own':>5} {'gc':>6}  ms a step")
-    for cost in costs(sys.argv[1:]):
+    for cost in costs(options.trainers):
         ratio, noise = (f"{one.middle:.3f} ({one.interval[0]:.3f} to {one.interval[1]:.3f})" for one in (cost.ratio, cost.noise))
         print(
             f"{cost.trainer:<15} {cost.rounds:>6} {cost.plain * 1e3:>8.1f}   {ratio:<24} {noise:<24}"
@@ -300,4 +308,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

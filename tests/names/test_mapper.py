@@ -270,3 +270,9 @@ def test_plans_stay_bounded_and_rows_with_varying_keys_agree() -> None:
         assert frame.values["optim.loss"] == 1.0
     assert len(mapper._plans) <= 256
     assert split_label(next(key for key in frame.values if "{" in key)) == ("reward.component_mean", "component", "f999")
+
+
+def test_a_reward_without_a_name_is_one_component_and_not_two() -> None:
+    """TRL names a reward model by the last part of its path: nothing, where the path ends in "/"."""
+    frame = Mapper("grpo", "trl").frame({"rewards//mean": 0.5, "rewards//std": 0.1}, step=1)
+    assert dict(frame.values) == {"reward.component_mean{component=unnamed}": 0.5, "reward.component_std{component=unnamed}": 0.1}

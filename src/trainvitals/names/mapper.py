@@ -99,6 +99,10 @@ class _Plan:
     has_header: bool
 
 
+UNNAMED = "unnamed"
+"""Label of what a framework gave an empty name."""
+
+
 class Mapper:
     """Raw metric names of one run to signals.
 
@@ -240,8 +244,11 @@ class Mapper:
         if entry is not None:
             return entry, ""
         for head, tail, entry in self._patterns:
-            if raw.startswith(head) and raw.endswith(tail) and len(raw) > len(head) + len(tail):
-                return entry, raw[len(head) : len(raw) - len(tail)]
+            if raw.startswith(head) and raw.endswith(tail) and len(raw) >= len(head) + len(tail):
+                # A reward model loaded from a path that ends in "/" has an empty name: TRL logs "rewards//std".
+                text = raw[len(head) : len(raw) - len(tail)] or (UNNAMED if tail else "")
+                if text:
+                    return entry, text
         return None
 
     def _lookup(self, raw: str) -> tuple[str, float, bool] | None:
