@@ -276,7 +276,7 @@ CASES: tuple[Case, ...] = (
     ),
     _grpo(
         "weight-decay", "Weight decay 100 instead of 0: a twentieth of every weight goes at each update.", decayed,
-        ["policy-breakdown", "entropy-explosion", "no-rule:weight-decay-too-high"], ("collapse", "config", "numerics"), ("collapsed", "drifting", "diverged"),
+        ["policy-breakdown", "entropy-explosion", "weight-decay-too-large"], ("collapse", "config", "numerics"), ("collapsed", "drifting", "diverged"),
         cure={"weight_decay": 0.0},
     ),
     _grpo(
