@@ -276,7 +276,7 @@ CASES: tuple[Case, ...] = (
     ),
     _grpo(
         "weight-decay", "Weight decay 100 instead of 0: a twentieth of every weight goes at each update.", decayed,
-        ["policy-breakdown", "entropy-explosion", "no-rule:weight-decay-too-high"], ("collapse", "config", "numerics"), ("collapsed", "drifting", "diverged"),
+        ["policy-breakdown", "entropy-explosion", "weight-decay-too-large"], ("collapse", "config", "numerics"), ("collapsed", "drifting", "diverged"),
         cure={"weight_decay": 0.0},
     ),
     _grpo(
@@ -296,7 +296,7 @@ CASES: tuple[Case, ...] = (
         ["policy-breakdown", "reward-collapse", "reward-drop", "no-rule:weights-changed-by-hand"], ("collapse",), ("collapsed", "drifting", "diverged"), onset=BREAK,
     ),
     _grpo(
-        "back-to-start", f"Before update {BREAK + 1} the weights are those of the start.", back_to_start, ["reward-drop", "reward-collapse", "no-rule:weights-changed-by-hand"],
+        "back-to-start", f"Before update {BREAK + 1} the weights are those of the start.", back_to_start, ["policy-set-back", "reward-drop", "reward-collapse"],
         ("collapse",), ("collapsed", "drifting", *HEALTHY_STATES), onset=BREAK,
     ),
     _grpo(
