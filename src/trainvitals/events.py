@@ -262,7 +262,7 @@ class TokenEvent(Event):
     unlabelled_batch_fraction: float | None = signal("fraction", "Share of the step's micro-batches without a single label.", low=0, high=1, emitters="sft gkd")
     unlabelled_sequence_fraction: float | None = signal("fraction", "Share of sequences (documents, when packed) without a single label.", low=0, high=1, emitters="sft gkd")
     end_label_fraction: float | None = signal("fraction", "Share of labelled sequences with an end token among their labels; those cut at max_length are left out.", low=0, high=1, emitters="sft gkd")
-    cut_fraction: float | None = signal("fraction", "Share of labelled sequences that are as long as max_length and have no end token among their labels.", low=0, high=1, emitters="sft gkd")
+    cut_fraction: float | None = signal("fraction", "Share of labelled sequences that are as long as max_length and do not close with an end token.", low=0, high=1, emitters="sft gkd")
     doubled_template_fraction: float | None = signal("fraction", "Share of sequences (first micro-batch) that begin with two BOS tokens or open a turn inside an open turn.", low=0, high=1, emitters="sft gkd")
 
 

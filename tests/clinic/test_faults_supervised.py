@@ -81,6 +81,19 @@ def test_an_end_token_that_is_the_pad_token(tmp_path, observe):
     assert twin.loud == {}
 
 
+def test_answers_that_max_length_cuts(tmp_path, observe):
+    """Most rows lose the end of their answer, with its end token; the loss looks as healthy as that of the twin."""
+    patient = observe(build.sft(str(tmp_path / "fault"), **{**CALM, "max_length": 30}))
+    line = headline(patient, "answers-truncated")
+    assert patient.loud["answers-truncated"] <= 20
+    assert "end at max_length (30 tokens) and not with an end token" in line
+    assert "Raise max_length, or leave out the rows that do not fit." in line
+    assert any(one.parameter == "max_length" and one.to == 60 for f in patient.monitor.findings if f.rule.id == "answers-truncated" for one in f.actions)
+    assert patient.monitor.verdict.decision != "stop"
+    twin = observe(build.sft(str(tmp_path / "twin"), **CALM))
+    assert twin.loud == {}
+
+
 @pytest.mark.parametrize("how", ["bos", "turns"])
 def test_a_chat_template_that_is_applied_twice(tmp_path, observe, how):
     vocabulary = build.with_bos(tiny.tokenizer()) if how == "bos" else tiny.tokenizer()

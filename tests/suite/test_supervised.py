@@ -61,7 +61,7 @@ def slowly(batch: dict[str, torch.Tensor], end: int, limit: int) -> dict[str, fl
     """The label signals of a batch, from its documents."""
     rows = [labels[1:] for _, labels in documents(batch)]
     labelled = [row for row in rows if any(label != -100 for label in row)]
-    cut = [row for row in labelled if limit and len(row) + 1 >= limit and end not in row]
+    cut = [row for row in labelled if limit and len(row) + 1 >= limit and end not in row[-2:]]
     tokens = [label != -100 for row in rows for label in row]
     values = {
         "token.label_fraction": sum(tokens) / len(tokens),
@@ -72,7 +72,7 @@ def slowly(batch: dict[str, torch.Tensor], end: int, limit: int) -> dict[str, fl
     if labelled:
         values["token.cut_fraction"] = len(cut) / len(labelled)
     if len(labelled) > len(cut):
-        values["token.end_label_fraction"] = sum(end in row for row in labelled) / (len(labelled) - len(cut))
+        values["token.end_label_fraction"] = sum(end in row for row in labelled if row not in cut) / (len(labelled) - len(cut))
     return values
 
 
@@ -199,6 +199,19 @@ def test_padding_on_the_left_and_padding_of_a_flat_batch():
     counts = label_counts(torch.where(flat == 9, -100, flat), real, start, frozenset({2}), 0)
     assert counts.tolist() == [3, 3, 2, 2, 1, 0]
     assert label_signals(counts[None])["token.end_label_fraction"] == 0.5
+
+
+def test_a_cut_sequence_is_known_by_how_it_closes():
+    """Not by end tokens anywhere: a conversation that is learned as a whole holds those of earlier turns."""
+    ids = torch.tensor([[5, 2, 6, 7, 7], [5, 2, 6, 7, 2], [5, 2, 6, 2, 7], [5, 2, 6, 9, 9], [5, 7, 6, 7, 9]])  # cut, whole, whole with a line break, short, short without end
+    real, start = sequences(ids, (ids != 9).long(), None)
+    counts = label_counts(torch.where(ids == 9, -100, ids), real, start, frozenset({2}), 5)
+    assert counts.tolist() == [17, 17, 5, 5, 3, 1]
+    assert label_signals(counts[None])["token.cut_fraction"] == 0.2
+    assert label_signals(counts[None])["token.end_label_fraction"] == 0.75
+    flat, places = ids[:2].reshape(1, -1), torch.arange(5).repeat(2)[None]  # the same two rows in one
+    real, start = sequences(flat, None, places)
+    assert label_counts(flat, real, start, frozenset({2}), 5).tolist() == [8, 8, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(

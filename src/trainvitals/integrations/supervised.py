@@ -27,6 +27,7 @@ SIGNALS = _LABELS | _TEMPLATE | _PADDING | _START
 
 IGNORED = -100  # label of a token that does not count (torch cross entropy's ignore_index, transformers and TRL)
 _STEP_LIMIT = 4096  # as in hooks.py
+_CLOSE = 2  # tokens that close a sequence: an end token, and the line break that templates like ChatML write behind it
 _NEAR = 12  # tokens within which a template that was applied twice opens its second turn: a role and a line break
 
 
@@ -121,7 +122,9 @@ def label_counts(labels: torch.Tensor, real: torch.Tensor, start: torch.Tensor, 
     """Counts of one micro-batch: predictable tokens, labelled ones, sequences, those with labels, with an end token, cut.
 
     The first token of a sequence is predicted from nothing, so it never counts. A sequence of one token is padding of a
-    padding-free batch or predicts nothing.
+    padding-free batch or predicts nothing. Cut is a sequence with labels that is as long as `limit` and does not close with an
+    end token; end tokens inside do not count there, for those of earlier turns say nothing about the last. A cut sequence
+    is not among those with an end token.
 
     Args:
         labels: Labels, `IGNORED` where masked.
@@ -135,10 +138,19 @@ def label_counts(labels: torch.Tensor, real: torch.Tensor, start: torch.Tensor, 
     ending = torch.zeros_like(labelled)
     for end in ends:
         ending = ending | (labels == end)
-    tokens, with_label, with_end = (per_sequence(part, start) for part in (targets, labelled, labelled & ending))
-    any_label, any_end = with_label > 0, with_end > 0
-    cut = any_label & ~any_end & (tokens + 1 >= limit) if limit else torch.zeros_like(any_label)
-    return torch.stack([part.sum() for part in (targets, labelled, tokens > 0, any_label, any_end, cut)])
+    ending = labelled & ending
+    closing = ending & closing_places(real, start)
+    tokens, with_label, with_end, closed = (per_sequence(part, start) for part in (targets, labelled, ending, closing))
+    any_label = with_label > 0
+    cut = any_label & (closed == 0) & (tokens + 1 >= limit) if limit else torch.zeros_like(any_label)
+    return torch.stack([part.sum() for part in (targets, labelled, tokens > 0, any_label, (with_end > 0) & ~cut, cut)])
+
+
+def closing_places(real: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """The last `_CLOSE` tokens of each sequence."""
+    upto = per_sequence(real, start).cumsum(0)  # tokens up to the end of each sequence
+    behind = upto[start.flatten().cumsum(0)] - real.flatten().cumsum(0)
+    return real & (behind < _CLOSE).view_as(real)
 
 
 def label_signals(counts: torch.Tensor) -> dict[str, float]:

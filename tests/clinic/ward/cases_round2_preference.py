@@ -218,7 +218,7 @@ CASES: tuple[Case, ...] = (
          ("drifting", "over_optimizing", "collapsed"), cure={"desirable_weight": 3.0, "undesirable_weight": 1.0}),
     _kto("random-reference", "The reference has random weights.", random_reference, ["reference-mismatch"], ("config", "ood-drift"), ("drifting", "diverged", *LEARNS)),
     _reward("head-dead", "The head of the score is zero and frozen.", head_dead, ["reward-model-at-chance", "gradient-vanished", "gradient-blocked"], ("stall",), ("stalled",)),
-    _reward("margins", "The column of margins asks for differences of 50.", margins, ["reward-scores-explode", "loss-starts-high", "reward-model-overconfident"],
+    _reward("margins", "The column of margins asks for differences of 50.", margins, ["margins-out-of-reach", "reward-scores-explode", "loss-starts-high", "reward-model-overconfident"],
             ("over-optimization", "data", "numerics", "config"), ("over_optimizing", "drifting", "diverged", *LEARNS), goal="-eval.loss"),
     _reward("embeddings-noise", f"Before update {cases_supervised.BREAK + 1} the embeddings become noise, for good.", backbone_reset,
             ["reward-model-at-chance", "loss-spike", "no-rule:weights-changed-by-hand"], ("stall", "data", "numerics"), ("stalled", "drifting", "diverged"), onset=cases_supervised.BREAK),

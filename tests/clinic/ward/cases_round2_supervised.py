@@ -178,7 +178,7 @@ CASES: tuple[Case, ...] = (
         partial(changed, base=sft, fault={"lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 10, "eval_steps": 10}), STEPS, goal="-eval.loss",
         seeds=HEALTHY_SEEDS, hard=True,
     ),
-    _sft("answers-cut", "A length of 40 tokens ends most rows in the middle of their answer.", cut, STEPS, ["end-token-missing", "rows-without-labels", "labels-masked", "no-rule:answers-cut"],
+    _sft("answers-cut", "A length of 40 tokens ends most rows in the middle of their answer.", cut, STEPS, ["end-token-missing", "rows-without-labels", "labels-masked", "answers-truncated"],
          ("data", "config"), LEARNS, cure={"max_length": 64}),
     _sft("labels-shifted", "Labels are shifted once too often: the model learns the token after the next.", labels_shifted, STEPS, ["overfitting", "evaluation-contradicts", "no-rule:labels-shifted"],
          ("data", "over-optimization"), ("over_optimizing", "drifting")),
