@@ -44,7 +44,8 @@ def test_an_adapter_that_was_loaded_frozen(tmp_path, observe, name):
     # Silent in both frameworks: with checkpointing the embeddings are made to require gradients, so the loss can be differentiated.
     build, settings = getattr(build_models, name), {**HEALTHY, "max_steps": 15, "gradient_checkpointing": True}
     patient = observe(build(str(tmp_path / "fault"), model=loaded(tmp_path / "adapter", trainable=False), **settings))
-    assert patient.loud == {"adapter-not-learning": 10}
+    # GRPO's blocked gradient is an error behind this warning, so it is told as well, once, after its cause.
+    assert patient.loud == {"adapter-not-learning": 10, **({"gradient-blocked": 10} if name == "grpo" else {})}
     line = line_about(patient, "adapter-not-learning")
     assert "100% of the adapters have not moved in 10 updates; none of the trainable parameters receive a gradient." in line
     assert "is_trainable=True" in line

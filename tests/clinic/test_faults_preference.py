@@ -130,7 +130,7 @@ def test_prompts_as_long_as_the_maximum(name: str, tmp_path, observe) -> None:
 
 def test_orpo_whose_learning_rate_is_too_low(tmp_path, observe) -> None:
     patient = observe(build.orpo(str(tmp_path), **{**HEALTHY, "learning_rate": 1e-8, "max_steps": 230}))
-    assert 200 <= patient.loud["preference-not-learning"] <= 225
+    assert 115 <= patient.loud["preference-not-learning"] <= 125  # once half of the run is over
     assert "that of a coin is 0.6931" in line(patient, "preference-not-learning")
 
 
