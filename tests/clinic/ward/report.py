@@ -27,8 +27,8 @@ HEAD = """# The clinic: what the rules are worth, measured
 Every claim about a rule is measured here: on real TRL trainings into which a fault was planted, on their healthy twins, and on
 healthy runs with varied hyperparameters. The models are tiny and really learn; the truth comes from the injection, never from what
 a rule said. Half of the faults, and two seeds of five of the others, were set aside before any recording was scored
-(`tests/clinic/ward/set_aside.json`, docs/decisions/0008): {judged}, and what rules say about them was not looked
-at while rules were changed. Faults without a visible effect were dropped or made stronger, so these are clear faults, not average ones.
+(`tests/clinic/ward/set_aside.json`, docs/decisions/0008): {judged}. Nobody looked at what rules
+say about them before they were scored once; what was changed after that shows only under *today*. Faults without a visible effect were dropped or made stronger, so these are clear faults, not average ones.
 
     make clinic                                   judge the recordings again and write this page (a minute, no training)
     python -m tests.clinic.ward record --again    train and record everything anew (about an hour on two cores)
