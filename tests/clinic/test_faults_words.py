@@ -1,4 +1,4 @@
-"""Two of the mission's words on real training, each as the first headline: entropy to 0, and a reward model asked outside of its range.
+"""The mission's words on real training: entropy to 0 and a reward model asked outside of its range, each as the first headline; entropy to ln V.
 
 The policy of the entropy runs answers with six letters, some of them more often than others, as a language does. Its length is settled, so
 that entropy has nowhere to go but into the letters; with the free length of `tiny.policy` the same faults end in `length-collapse`.
@@ -156,6 +156,28 @@ def test_entropy_goes_to_zero(tmp_path, observe, writer, fault, rate, latest):
     assert "the policy stopped exploring. Consider a higher epsilon_high or temperature, or a lower learning rate." in line
     assert patient.monitor.verdict.state == "collapsed"
     assert patient.monitor.verdict.decision == "adjust"
+
+
+def fading(trainer: Any) -> Any:
+    """What the head reads shrinks by a tenth in each update: a scale that is divided out once more each time, until all tokens are equally likely."""
+    factor = [1.0]
+    trainer.model.model.norm.register_forward_hook(lambda module, args, output: output * factor[0])
+
+    def shrink(since: int) -> None:
+        factor[0] = max(0.9 ** (since + 1), 0.02)
+
+    return shrink
+
+
+def test_entropy_goes_to_the_logarithm_of_the_vocabulary(tmp_path, observe, writer):
+    patient = observe(writing(tmp_path, writer, fading, learning_rate=1e-4, entropy_coef=0.0))
+    entropy = [row["entropy"] for row in patient.trainer.state.log_history if "entropy" in row]
+    assert max(entropy[:ONSET]) < 2.8
+    assert entropy[-1] > 3.3
+    # Text that is noise loses its reward and its end as well, so the error that counts three signs speaks, with the entropy's own line behind it.
+    assert ONSET < patient.loud["policy-breakdown"] <= 60
+    assert any(found.rule.id == "entropy-explosion" and found.suppressed_by == "policy-breakdown" for found in patient.monitor.findings)
+    assert patient.monitor.verdict.state == "collapsed"
 
 
 @pytest.mark.parametrize("rate", [1e-4, 5e-4])
