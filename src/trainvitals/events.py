@@ -171,6 +171,7 @@ class CompletionEvent(Event):
     length_cap: float | None = signal("tokens", "max_completion_length: the cap that truncates.", low=0, emitters=f"{_on} a2po xpo nash_md", cadence="once", per="sequence")
     repetition_fraction: float | None = signal("fraction", "Share of a completion's 4-grams that repeat an earlier one, mean over completions.", low=0, high=1, emitters=_on, cadence="rollout")
     distinct_fraction: float | None = signal("fraction", "Distinct completions divided by completions, mean over prompt groups.", low=0, high=1, emitters=_on, cadence="rollout")
+    group_overlap: float | None = signal("fraction", "How alike two answers to one prompt are: tokens that stand in the same order in both (longest common subsequence, of the first 256 tokens), over the mean of their lengths; mean over pairs of a prompt group. 1 for copies.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout")
     drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest completions (of 128 prompts) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, emitters="grpo rloo", cadence="sample")
     drift_ratio: float | None = signal("ratio", "The divergence of completions over what sampling alone exceeds once in 10,000 looks.", low=0, emitters="grpo rloo", cadence="sample")
     empty_fraction: float | None = signal("fraction", "Share of completions without any token before the end token.", low=0, high=1, emitters=_on, cadence="rollout")
