@@ -38,7 +38,7 @@ _NEVER = frozenset(
 
 _UNLESS_HOOKED = {
     "ppo": ppo.SIGNALS | {  # its loop logs no gradients, clips none and reads no batches through the base class
-        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "run.tokens_seen", "completion.terminated_length_mean",
+        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.trainable_fraction", "run.tokens_seen", "completion.terminated_length_mean",
         "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
         "reward.component_std", "reward.unscored_fraction",
     },
@@ -126,7 +126,7 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if trainer == "ppo":
         names -= {"time.data_wait_seconds"}  # the method that would be timed exists and is never called
     if sharded(args):
-        names -= {"optim.update_ratio"}
+        names -= {"optim.update_ratio", "optim.trainable_fraction"}
     if not gradients:
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:
