@@ -287,7 +287,7 @@ def test_margins_and_lengths_of_the_newest_pairs(name: str, tmp_path, train) -> 
 
 def test_one_chosen_answer(tmp_path, train) -> None:
     data = build.pairs(lambda row: {**row, "chosen": "none"})
-    seen = train(build.dpo(str(tmp_path), data=data, **{**FAST, "max_steps": 4, "per_device_train_batch_size": 8}))
+    seen = train(build.dpo(str(tmp_path), data=data, **{**FAST, "max_steps": 4, "per_device_train_batch_size": 16}))
     assert seen.series("preference.chosen_commonest_fraction") == {4: 1.0}
 
 

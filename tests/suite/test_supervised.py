@@ -88,7 +88,7 @@ def slowly(batch: dict[str, torch.Tensor], end: int, limit: int) -> dict[str, fl
 
 
 def test_sft_emits_what_is_on_record(tmp_path, train, saw):
-    seen = train(build.sft(str(tmp_path), **CALM, per_device_train_batch_size=16))
+    seen = train(build.sft(str(tmp_path), **{**CALM, "per_device_train_batch_size": 32}))
     assert seen.notices == []
     saw("sft", seen)
     assert {key.split("{")[0] for frame in seen.frames for key in frame.values} <= seen.start.emits
@@ -274,9 +274,10 @@ def test_padding_among_the_labels():
     assert padding_counts(ids, ids, masked, None, frozenset({2})).tolist() == [2, 8]
     assert padding_counts(ids, ids, bare, 9, frozenset({2})).tolist() == [2, 8]  # and nothing is masked out
     assert padding_counts(ids, ids, bare, None, frozenset({2})).tolist() == [0, 8]
-    ends = torch.where(ids == 9, 2, ids)  # padded with the end token: the first is the answer's own
-    assert padding_counts(ends, ends, bare, 2, frozenset({2})).tolist() == [2, 8]
-    assert padding_counts(ends, torch.where(ends == 2, -100, ends), bare, 2, frozenset({2})).tolist() == [0, 4]
+    ends = torch.tensor([[5, 6, 2, 2, 2], [5, 6, 7, 2, 2], [5, 2, 2, 2, 2]])  # padded with the end token: two are the answer's own end
+    bare = torch.ones_like(ends).bool()
+    assert padding_counts(ends, ends, bare, 2, frozenset({2})).tolist() == [3, 12]
+    assert padding_counts(ends, torch.where(ends == 2, -100, ends), bare, 2, frozenset({2})).tolist() == [0, 3]
     inside = torch.tensor([[9, 9, 5, 9, 6]])  # not at the end: a separator, or padding of another kind
     assert padding_counts(inside, inside, torch.ones_like(inside).bool(), 9, frozenset({2})).tolist() == [0, 4]
 
@@ -299,7 +300,7 @@ def test_fingerprints_of_answers_however_they_are_packed():
 @pytest.mark.parametrize("packing", [{}, {"packing": True, "packing_strategy": "bfd"}], ids=["rows", "packed"])
 def test_one_answer_to_every_question(tmp_path, train, packing):
     rows = [{**row, "completion": [{"role": "assistant", "content": "none"}]} for row in build.completions()]
-    settings = {**CALM, "per_device_train_batch_size": 8, "max_steps": 4, **packing}
+    settings = {**CALM, "per_device_train_batch_size": 16, "max_steps": 4, **packing}
     seen = train(build.sft(str(tmp_path), rows=rows, completion_only_loss=True, **settings))
     assert seen.notices == []
     assert set(seen.series("token.commonest_answer_fraction").values()) == {1.0}

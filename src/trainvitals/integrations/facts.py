@@ -98,12 +98,17 @@ def sharded(args: Any) -> bool:
     return bool(getattr(args, "deepspeed", None) or getattr(args, "fsdp", None))
 
 
-def model_settings(model: Any) -> dict[str, int]:
-    """``model_vocab_size``: tokens that a language model can write, from its own configuration; empty where that does not say."""
+def model_settings(model: Any) -> dict[str, Any]:
+    """What rules ask about the model itself.
+
+    ``model_vocab_size``: tokens that a language model can write, from its own configuration. ``model_peft``: true where PEFT decides
+    what is trained (adapters, prompts). Neither is there where it is not known, or not so.
+    """
+    peft = {"model_peft": True} if hasattr(model, "peft_config") else {}
     text: Any = getattr(model, "config", None)
     text = text.get_text_config() if hasattr(text, "get_text_config") else text  # a model of images and text keeps it inside
     size = getattr(text, "vocab_size", None)
-    return {"model_vocab_size": size} if isinstance(size, int) and size > 0 else {}
+    return {**peft, "model_vocab_size": size} if isinstance(size, int) and size > 0 else peft
 
 
 def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradients: bool = True) -> frozenset[str]:

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-ANSWERS = 128
+ANSWERS = 512
 """Newest answers among which the commonest is looked for."""
-LEAST_ANSWERS = 32
-"""Fewer say nothing: of two answers the commonest has at least half."""
+LEAST_ANSWERS = 64
+"""Among fewer a class of one answer in twenty is often missing altogether."""
 PAIRS = 256
 """Newest pairs whose margins are compared with their lengths: a batch of 8 brings them in 32 updates, in which a policy moves little."""
 LEAST_PAIRS = 64

@@ -186,7 +186,7 @@ def padding_counts(ids: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, 
     """Labelled tokens that are padding, and all labelled tokens, of one micro-batch.
 
     Padding is what the attention mask leaves out, and the run of pad tokens at the end of a row, whatever the mask says. Where
-    the pad token ends a generation as well, the first of that run is the answer's own end.
+    the pad token ends a generation as well, the first two of that run are the answer's own end, which some templates write twice.
     """
     labelled = labels != IGNORED
     labelled[:, 0] = False  # predicted from nothing
@@ -194,7 +194,7 @@ def padding_counts(ids: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, 
     if pad is not None:
         run = (ids == pad).flip(1).long().cumprod(1).flip(1).bool()
         if pad in ends:
-            run[:, 1:] = run[:, 1:] & run[:, :-1]
+            run = run & torch.nn.functional.pad(run, (2, 0))[:, :-2]
         padding = padding | run
     return torch.stack([(labelled & padding).sum(), labelled.sum()])
 
