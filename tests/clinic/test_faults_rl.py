@@ -126,7 +126,7 @@ def test_a_sampler_that_turns_greedy(tmp_path, observe):
     patient = observe(planted(tmp_path, 30, greedy, reward=taste, max_steps=62, **{**HEALTHY, "learning_rate": 1e-5}))
     assert patient.loud.keys() == {"mode-collapse"}
     assert 30 < patient.loud["mode-collapse"] <= 60
-    assert "groups of copies teach nothing" in said(patient, "mode-collapse")
+    assert "Groups of copies teach nothing" in said(patient, "mode-collapse")
 
 
 def test_answers_that_end_too_early(tmp_path, observe):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from random import Random
@@ -24,6 +25,12 @@ ONSET = 22
 def said(patient: Any, rule: str) -> str:
     """The line on the console about a rule."""
     return next(line for line in patient.said if f"({rule}, step" in line)
+
+
+def series(folder: Path, name: str) -> dict[int, float]:
+    """A signal by step, from what the run wrote."""
+    records = [json.loads(line) for line in (folder / "vitals" / "rank0.jsonl").read_text().splitlines()]
+    return {record["step"]: record["values"][name] for record in records if record["kind"] == "signal" and name in record.get("values", {})}
 
 
 def unfinished_too(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -68,6 +75,27 @@ def hard(completions: list[Any], **kwargs: Any) -> list[float]:
     return [float({"a", "e"} <= set(tiny.text_of(completion))) for completion in completions]
 
 
+GROUP = 8
+ANSWER = "aeiou"
+
+
+def likeness(completions: list[Any], **kwargs: Any) -> list[float]:
+    """How much of an answer the others of its group have in the same places: a vote that nobody checks."""
+    texts = [tiny.text_of(completion) for completion in completions]
+    groups = [texts[start : start + GROUP] for start in range(0, len(texts), GROUP)]
+    return [(sum(same_places(text, other) for other in group) - 1) / (GROUP - 1) for group in groups for text in group]
+
+
+def one_answer(completions: list[Any], **kwargs: Any) -> list[float]:
+    """Share of the one right answer that is in its place."""
+    return [same_places(tiny.text_of(completion), ANSWER) for completion in completions]
+
+
+def same_places(one: str, two: str) -> float:
+    """Share of places at which two texts have the same letter; 1 for two empty ones."""
+    return sum(a == b for a, b in zip(one, two, strict=False)) / max(len(one), len(two)) if one or two else 1.0
+
+
 def constant(completions: list[Any], **kwargs: Any) -> list[float]:
     """A parser that stopped matching."""
     return [0.0] * len(completions)
@@ -95,6 +123,28 @@ def test_a_judge_that_pays_for_length(tmp_path, observe, build):
     patient = observe(build(str(tmp_path), reward=Judge(length), **settings))
     assert ONSET + 15 < patient.loud["paid-for-length"] <= 85
     assert "The policy is being paid for writing more." in said(patient, "paid-for-length")
+
+
+def test_a_judge_that_pays_for_being_like_the_others(tmp_path, observe):
+    """The answers stay distinct for long after they have become alike."""
+    settings = {**HEALTHY, "max_steps": 100, "learning_rate": 1e-3, "num_generations": GROUP}
+    patient = observe(build_sampling.grpo(str(tmp_path), reward=Judge(likeness, onset=40), **settings))
+    step = patient.loud["mode-collapse"]
+    assert 55 < step <= 100
+    distinct = series(tmp_path, "completion.distinct_fraction")
+    assert sorted(distinct[at] for at in range(step - 29, step + 1))[15] > 0.7  # a count of copies would not have said it
+    assert series(tmp_path, "completion.group_overlap")[step] > 0.5
+    assert "Groups of copies teach nothing." in said(patient, "mode-collapse")
+
+
+def test_one_right_answer_is_no_collapse(tmp_path, observe):
+    """All answers of a group become alike, since there is one to be found."""
+    settings = {**HEALTHY, "max_steps": 120, "learning_rate": 1e-3, "num_generations": GROUP}
+    patient = observe(build_sampling.grpo(str(tmp_path), reward=one_answer, **settings))
+    overlap = series(tmp_path, "completion.group_overlap")
+    assert sum(list(overlap.values())[:10]) / 10 < 0.25
+    assert overlap[max(overlap)] > 0.75
+    assert patient.loud == {}
 
 
 def test_grpo_with_a_cap_that_cuts_every_answer(tmp_path, observe):

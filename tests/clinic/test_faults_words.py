@@ -170,7 +170,7 @@ def fading(trainer: Any) -> Any:
 
 
 def test_entropy_goes_to_the_logarithm_of_the_vocabulary(tmp_path, observe, writer):
-    patient = observe(writing(tmp_path, writer, fading, learning_rate=1e-4, entropy_coef=0.0))
+    patient = observe(writing(tmp_path, writer, fading, learning_rate=1e-4))
     entropy = [row["entropy"] for row in patient.trainer.state.log_history if "entropy" in row]
     assert max(entropy[:ONSET]) < 2.8
     assert entropy[-1] > 3.3
