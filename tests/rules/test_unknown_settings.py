@@ -17,6 +17,7 @@ NEEDS = {
     "groups-too-small": ("grpo", FLAT),
     "kl-estimator-bias": ("grpo", {"reward.mean": 0.5}),
     "truncated-sampling-correction": ("grpo", {"reward.mean": 0.5}),
+    "updates-too-small": ("sft", {"optim.update_ratio": 0.0, "optim.learning_rate": 1e-4}),
 }
 """By rule: trainer and signals that make it fire when its setting is known."""
 
