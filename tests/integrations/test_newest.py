@@ -69,6 +69,7 @@ def test_what_cannot_be_known_is_left_out() -> None:
     same = torch.full((PAIRS,), 5)
     assert LengthBias().signals(same, same, torch.randn(PAIRS)) == {FRACTION: 0.5}
     assert LengthBias().signals(same, same + 1, torch.zeros(PAIRS)) == {FRACTION: 0.0, SHORTER: 0.0}
+    assert LengthBias().signals(torch.arange(PAIRS), same, torch.full((PAIRS,), 0.1)) == {FRACTION: pytest.approx((PAIRS - 5.5) / PAIRS)}
     assert LengthBias().signals(same, same + 1, None) == {FRACTION: 0.0}
     assert LengthBias().signals(same[:0], same[:0], torch.zeros(0)) == {}
 

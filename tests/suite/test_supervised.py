@@ -321,6 +321,25 @@ def test_padding_that_is_trained_on(tmp_path, train):
         assert frame.values["token.pad_label_fraction"] == pytest.approx(frame.values["data.padding_fraction"], rel=0.1)
 
 
+def test_padding_that_a_loss_of_one_s_own_adds(tmp_path, train):
+    trainer = build.sft(str(tmp_path), **CALM)
+    right = trainer.compute_loss
+
+    def padded(model, inputs, *rest, **more):
+        def wider(tensor, value):
+            return torch.nn.functional.pad(tensor, (0, 20), value=value)
+
+        ids, pad = wider(inputs["input_ids"], trainer.processing_class.pad_token_id), trainer.processing_class.pad_token_id
+        labels = torch.where(ids == pad, pad, wider(inputs["labels"], -100))
+        return right(model, {**inputs, "input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}, *rest, **more)
+
+    trainer.compute_loss = padded
+    seen = train(trainer)
+    assert seen.notices == []
+    assert min(seen.series("token.pad_label_fraction").values()) > 0.3
+    assert not trainer.model._forward_pre_hooks
+
+
 # ---- reward models ----
 
 

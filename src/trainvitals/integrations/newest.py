@@ -63,7 +63,7 @@ class LengthBias:
     """How the margins of the newest pairs go with the difference of their lengths."""
 
     def __init__(self) -> None:
-        self._newest: deque[tuple[float, float]] = deque(maxlen=PAIRS)
+        self._margins, self._longer = np.empty(0), np.empty(0)
 
     def signals(self, chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | None) -> dict[str, float]:
         """Signals of one step.
@@ -73,20 +73,21 @@ class LengthBias:
             rejected: Length of the rejected response.
             margin: Reward of chosen minus reward of rejected; None when they could not be read.
         """
-        longer = (chosen - rejected).double()
-        if not longer.numel():
+        longer = (chosen - rejected).double().numpy()
+        if not len(longer):
             return {}
-        values = {"preference.longer_chosen_fraction": float((longer.sign().mean() + 1) / 2)}  # a tie counts half
+        values = {"preference.longer_chosen_fraction": float((np.sign(longer).mean() + 1) / 2)}  # a tie counts half
         if margin is None:
             return values
-        self._newest.extend(zip(margin.tolist(), longer.tolist(), strict=True))
-        margins, lengths = np.array(self._newest).T
-        if not np.isfinite(margins).all():
+        self._margins = np.concatenate([self._margins, margin.double().numpy()])[-PAIRS:]
+        self._longer = np.concatenate([self._longer, longer])[-PAIRS:]
+        if not np.isfinite(self._margins).all():
             return {**values, "preference.margin_length_correlation": math.nan, "preference.shorter_chosen_accuracy": math.nan}
-        if len(margins) >= LEAST_PAIRS and (scale := float(margins.std() * lengths.std())) > 0:
-            covariance = float(((margins - margins.mean()) * (lengths - lengths.mean())).mean())
-            values["preference.margin_length_correlation"] = max(-1.0, min(1.0, covariance / scale))
-        shorter = margins[lengths < 0]
+        if len(self._margins) >= LEAST_PAIRS and np.ptp(self._margins) > 0 and np.ptp(self._longer) > 0:
+            moved, lengths = self._margins - self._margins.mean(), self._longer - self._longer.mean()
+            correlation = float(moved @ lengths) / math.sqrt((moved @ moved) * (lengths @ lengths))
+            values["preference.margin_length_correlation"] = max(-1.0, min(1.0, correlation))
+        shorter = self._margins[self._longer < 0]
         if len(shorter) >= LEAST_SHORTER:
             values["preference.shorter_chosen_accuracy"] = float((shorter > 0).mean())
         return values

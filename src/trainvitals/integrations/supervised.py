@@ -41,9 +41,10 @@ def install(hooks: Hooks) -> None:
         return  # no language model, or one that learns from samples and not from labels
     reader = _Supervised(hooks)
     gives = _LABELS | _PADDING | (_TEMPLATE if reader.bos is not None or reader.openers else frozenset())
-    hooks.wrap(trainer, "compute_loss", before=reader.before_loss, gives=gives)
+    hooks.wrap(trainer, "compute_loss", reader.after_loss, before=reader.before_loss, gives=gives)
     hooks.wrap(trainer, "training_step", reader.after_step, gives=_START)
     hooks.at_step_end.append(reader.step_end)
+    hooks.at_finish.append(reader.finish)
 
 
 class _Supervised:
@@ -53,6 +54,9 @@ class _Supervised:
         self._hooks = hooks
         self._counts: list[torch.Tensor] = []
         self._padding: list[torch.Tensor] = []
+        self._batch: dict[str, Any] | None = None  # whose padding is not counted yet
+        self._entry: torch.utils.hooks.RemovableHandle | None = None
+        self._error: Exception | None = None
         self._prints: list[torch.Tensor] = []
         self._commonest = Commonest()
         self._real: list[torch.Tensor] = []  # tokens of each micro-batch that are no padding
@@ -77,13 +81,46 @@ class _Supervised:
         with torch.no_grad():
             real, start = sequences(ids, inputs.get("attention_mask"), inputs.get("position_ids"))
             self._counts.append(label_counts(labels, real, start, self._ends, self._limit))
-            self._padding.append(padding_counts(ids, labels, real, self._pad, self._ends))
             self._prints.append(answer_prints(labels, real, start))
             self._real.append(real.sum())
             self._size += real.numel()
             if self._doubled is None:  # one micro-batch per step is sample enough
                 self._doubled = doubled_counts(ids, real, start, self.bos, self.openers, self._closers)
+        self._batch = {name: inputs.get(name) for name in ("input_ids", "labels", "attention_mask", "position_ids")}
+        self.finish()
+        if not getattr(self._hooks.trainer.args, "torch_compile", False):  # a hook that comes and goes is compiled anew each time
+            self._entry = self._hooks.trainer.model.register_forward_pre_hook(self._enter, with_kwargs=True)
         return args
+
+    def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model is called: what it gets is what is learned, whatever a loss of somebody's own has done to the batch."""
+        try:
+            if self._batch is not None and kwargs.get("labels") is not None and kwargs.get("input_ids") is not None:
+                self._batch = kwargs
+                self._count_padding()
+        except Exception as error:  # it must not leave the model's call
+            self._error = error
+
+    def _count_padding(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is None or batch["input_ids"].shape != batch["labels"].shape:
+            return
+        with torch.no_grad():
+            real, _ = sequences(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"))
+            self._padding.append(padding_counts(batch["input_ids"], batch["labels"], real, self._pad, self._ends))
+
+    def after_loss(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """A model that was not given the labels: the batch has to do."""
+        self.finish()
+        if self._error is not None:
+            raise self._error
+        self._count_padding()
+
+    def finish(self, status: str = "") -> None:
+        """Take the hook off the model."""
+        if self._entry is not None:
+            self._entry.remove()
+            self._entry = None
 
     def after_step(self, loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Losses of the first update; the trainer scales them so that their sum is the loss of the step."""
@@ -98,7 +135,8 @@ class _Supervised:
         if self._counts:
             size = self._size
             self._hooks.put([torch.stack(self._counts)], lambda t: label_signals(t[0]))
-            self._hooks.put([torch.stack(self._padding)], _padding_signals)
+            if self._padding:
+                self._hooks.put([torch.stack(self._padding)], _padding_signals)
             self._hooks.put([torch.stack(self._prints)], self._answer_signals)
             self._hooks.put([torch.stack(self._real).sum()], lambda t: {"data.padding_fraction": 1.0 - float(t[0]) / size})
         if self._doubled is not None and (self.bos is not None or self.openers):
