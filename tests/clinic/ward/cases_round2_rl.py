@@ -281,15 +281,15 @@ CASES: tuple[Case, ...] = (
     ),
     _grpo(
         "clip-tiny", "Gradients are clipped to a norm of 1e-8 instead of 1: what is left is below Adam's epsilon.", partial(changed, fault={"max_grad_norm": 1e-8}),
-        ["gradient-always-clipped", "reward-plateau"], ("numerics", "stall", "config"), ("stalled",), cure={"max_grad_norm": 1.0},
+        ["gradient-always-clipped", "reward-plateau", "updates-too-small"], ("numerics", "stall", "config"), ("stalled",), cure={"max_grad_norm": 1.0},
     ),
     _grpo(
         "epsilon-one", "Adam's epsilon is 1 instead of 1e-8: hardly anything moves.", partial(changed, fault={"adam_epsilon": 1.0}),
-        ["reward-plateau", "no-rule:adam-epsilon-too-large"], ("stall", "config"), ("stalled",), cure={"adam_epsilon": 1e-8},
+        ["reward-plateau", "updates-too-small"], ("stall", "config"), ("stalled",), cure={"adam_epsilon": 1e-8},
     ),
     _grpo(
         "warmup-endless", "A warm-up of 20 000 updates in a run of 100.", partial(changed, fault={"warmup_steps": 20_000}),
-        ["schedule-mismatch", "reward-plateau"], ("stall", "config"), ("stalled",), cure={"warmup_steps": 5},
+        ["schedule-mismatch", "reward-plateau", "warmup-never-ends"], ("stall", "config"), ("stalled",), cure={"warmup_steps": 5},
     ),
     _grpo(
         "layer-reset", f"Before update {BREAK + 1} the last layer's weights are drawn anew.", layer_reset,
@@ -317,7 +317,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "ppo-gamma-zero", "ppo", "Gamma 0: the score reaches the last token only.", no_discounting, cases_ppo.STEPS, twin="ppo-twin",
-        roots=("reward-plateau", "no-rule:gamma"), categories=("stall", "config"), verdicts=("stalled",), cure={"gamma": 1.0}, needs_trl=cases_ppo.TRL,
+        roots=("reward-plateau", "discount-too-small"), categories=("stall", "config"), verdicts=("stalled",), cure={"gamma": 1.0}, needs_trl=cases_ppo.TRL,
     ),
     Case(
         "ppo-saturated", "ppo", "The reward model gives every answer of a fifth of vowels or more the highest score.", saturated, cases_ppo.STEPS, twin="ppo-twin",
@@ -325,7 +325,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "ppo-model-swapped", "ppo", f"From update {cases_ppo.BREAK + 1} on another reward model scores, 20 lower.", model_swapped, cases_ppo.STEPS, onset=cases_ppo.BREAK, twin="ppo-twin",
-        roots=("reward-drop", "reward-collapse", "value-loss-spike", "reward-model-out-of-range"), categories=("collapse", "numerics", "data", "ood-drift"),
+        roots=("reward-drop", "reward-collapse", "value-loss-spike", "reward-model-out-of-range", "reward-scale-shift"), categories=("collapse", "numerics", "data", "ood-drift"),
         verdicts=("collapsed", "drifting", "diverged"), needs_trl=cases_ppo.TRL,
     ),
     Case(

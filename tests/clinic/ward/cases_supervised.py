@@ -299,7 +299,7 @@ CASES: tuple[Case, ...] = (
         ("ood-drift", "data"), ("drifting", *LEARNS), onset=BREAK,
     ),
     _sft("noise", "Answers are random: there is nothing to learn.", noise, ["loss-plateau"], ("stall", "data"), ("stalled",)),
-    _sft("one-answer", "Every question has the same answer.", one_answer, ["loss-too-low"], ("data",), LEARNS),
+    _sft("one-answer", "Every question has the same answer.", one_answer, ["loss-too-low", "answers-all-alike"], ("data",), LEARNS),
     _sft("loss-scaled", "The training loss is eight times too large.", loss_scaled, ["loss-starts-high"], ("numerics", "config", "data"), LEARNS),
     _sft("scrambled", "The rows of the embedding are in another order than the tokenizer's ids.", scrambled, ["loss-starts-high"], ("data", "numerics", "config"), LEARNS),
     Case("reward-twin", "reward", "The base settings, 5 % of the labels swapped.", reward, STEPS, goal="eval.accuracy"),
