@@ -22,6 +22,8 @@ because of the demo. Make it anew only together with a new set-aside list."""
 FIRST_SCORED_2: dict[str, Any] | None = {"detected": (209, 266), "first": (157, 266), "verdict": (331, 379), "warned": (5, 113), "false": (5, 15_591), "delay": 29.0}
 """The same of the second round (docs/decisions/0009), which judges the goals from then on: what `python -m tests.clinic.ward score --split
 round-two` printed the first time, at commit 3aed13c on 2026-11-29. Written down once; it is never made anew. None: nobody has looked."""
+FIRST_SCORED_3: dict[str, Any] | None = None
+"""The same of the third round (docs/decisions/0011), by ``--split round-three``. None: nobody has looked."""
 MISSED: dict[str, str] = {
     "grpo-off-policy": "Eight updates per batch at a rate sixty times too high: the size of the steps and single ratios speak before the share outside the clip range does. Both are true.",
     "grpo-sign-flip": "The turned reward teaches answers that never end or are empty; that is told before the held-out score has its evidence.",
@@ -42,7 +44,9 @@ everything was doubled once, which still cut (1 of 4); it is multiplied by four.
 advised along with the rate. For a rate of 0 in the configuration TRL's default was tried (0 of 2, as the random arm): that advice is in words now.
 A larger label_smoothing against exploding margins was never forked and is no longer advised.
 """
-CURE_MISSED: dict[str, str] = {
+CURE_FIRST_SCORED_3: dict[str, Any] | None = None
+"""The same of the third round (docs/decisions/0011), by ``--split round-three``. None: nobody has looked."""
+MISSED: dict[str, str] = {
     "distillation-cap-short": "In seed 5 one answer of 80 is still cut at the end; in the healthy twins none is.",
     "kto-imbalance": "Resumed from update 30 even the right weight does not bring back the likelihood of the chosen answers. It was judged by the loss before, which holds the weights.",
     "grpo-entropy-bonus": "In seed 5 cut answers are told before the bonus that makes them: the first suggestion is more room for noise.",
