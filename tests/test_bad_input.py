@@ -48,6 +48,8 @@ def check(capsys: pytest.CaptureFixture[str], path: Path, *words: str) -> tuple[
         ("blank.jsonl", b"\n  \n\n", "the file is empty"),
         ("junk.jsonl", bytes(range(256)) * 40, "binary data"),
         ("cut.json", b'{"log_history": [{"loss": 1.0, "step": 1}, {"loss', None),
+        ("first.jsonl", b'{"step": 1, "loss": 0.5, "lear', "ends inside its first line"),
+        ("other.jsonl", b'{"step": 1, "loss": 0.5, "lear\n', "no JSON object in any line"),
         ("prose.log", b"the quick brown fox\njumps\n" * 20, None),
         ("list.json", b"[1, 2, 3]", None),
         ("damaged.jsonl.gz", b"\x1f\x8b\x08\x00broken", None),

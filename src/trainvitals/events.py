@@ -87,6 +87,7 @@ class OptimEvent(Event):
     nonfinite_grads: float | None = signal("count", "Parameters whose gradient holds a NaN or Inf at this step.", low=0)
     update_ratio: float | None = signal("ratio", "Norm of the parameter update over norm of the parameters.", low=0)
     clipped_step: float | None = signal("fraction", "1 when this step's gradient norm was above max_grad_norm, else 0.", low=0, high=1)
+    trainable_fraction: float | None = signal("fraction", "Share of the model's parameters that are trained, at the first update.", low=0, high=1, cadence="once")
     trainable_with_grad: float | None = signal("fraction", "Share of trainable parameters that received a gradient.", low=0, high=1)
     rank_loss: dict[str, float] | None = signal("loss", "Loss of one optimizer step on one rank, before any NaN filter. Told by rank 0, a step late.", label="rank")
     rank_nonfinite_alone: dict[str, float] | None = signal("fraction", "1 when the loss of one rank is not finite while another rank's is at the same step, else 0.", low=0, high=1, label="rank")
@@ -171,6 +172,7 @@ class CompletionEvent(Event):
     length_cap: float | None = signal("tokens", "max_completion_length: the cap that truncates.", low=0, emitters=f"{_on} a2po xpo nash_md", cadence="once", per="sequence")
     repetition_fraction: float | None = signal("fraction", "Share of a completion's 4-grams that repeat an earlier one, mean over completions.", low=0, high=1, emitters=_on, cadence="rollout")
     distinct_fraction: float | None = signal("fraction", "Distinct completions divided by completions, mean over prompt groups.", low=0, high=1, emitters=_on, cadence="rollout")
+    group_overlap: float | None = signal("fraction", "How alike two answers to one prompt are: tokens that stand in the same order in both (longest common subsequence, of the first 256 tokens), over the mean of their lengths; mean over pairs of a prompt group. 1 for copies.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout")
     drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest completions (of 128 prompts) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, emitters="grpo rloo", cadence="sample")
     drift_ratio: float | None = signal("ratio", "The divergence of completions over what sampling alone exceeds once in 10,000 looks.", low=0, emitters="grpo rloo", cadence="sample")
     empty_fraction: float | None = signal("fraction", "Share of completions without any token before the end token.", low=0, high=1, emitters=_on, cadence="rollout")
@@ -216,6 +218,10 @@ class PreferenceEvent(Event):
     one_class_fraction: float | None = signal("fraction", "Share of this step's micro-batches with only desirable or only undesirable examples, this rank.", low=0, high=1, emitters="kto bco")
     identical_fraction: float | None = signal("fraction", "Share of pairs whose chosen and rejected tokens are equal after truncation, this rank.", low=0, high=1, emitters="reward dpo orpo cpo tpo")
     empty_fraction: float | None = signal("fraction", "Share of responses of which truncation left no token, this rank.", low=0, high=1, emitters="dpo kto bco orpo cpo tpo")
+    longer_chosen_fraction: float | None = signal("fraction", "Share of the step's pairs whose chosen response has more tokens than the rejected one; equal lengths count half. This rank.", low=0, high=1, emitters="reward dpo orpo cpo tpo")
+    margin_length_correlation: float | None = signal("ratio", "Correlation of the implicit reward of chosen minus rejected with the difference of their lengths, over the newest 64 to 256 pairs of this rank.", low=-1, high=1, emitters="dpo orpo cpo tpo")
+    shorter_chosen_accuracy: float | None = signal("fraction", "Of those pairs whose chosen response is the shorter one (16 at least): share in which chosen beats rejected.", low=0, high=1, emitters="dpo orpo cpo tpo")
+    chosen_commonest_fraction: float | None = signal("fraction", "Share of the newest 64 to 512 chosen responses of this rank that are the commonest of them, token by token.", low=0, high=1, emitters="dpo orpo cpo tpo")
     score_margin: float | None = signal("score", "Score of the better minus score of the worse sample of a pair, mean over pairs (online DPO; XPO: policy minus reference).", emitters="online_dpo xpo")
     tied_fraction: float | None = signal("fraction", "Share of sampled pairs whose two scores are equal: their order is arbitrary.", low=0, high=1, emitters="online_dpo")
 
@@ -263,6 +269,8 @@ class TokenEvent(Event):
     unlabelled_sequence_fraction: float | None = signal("fraction", "Share of sequences (documents, when packed) without a single label.", low=0, high=1, emitters="sft gkd")
     end_label_fraction: float | None = signal("fraction", "Share of labelled sequences with an end token among their labels; those cut at max_length are left out.", low=0, high=1, emitters="sft gkd")
     cut_fraction: float | None = signal("fraction", "Share of labelled sequences that are as long as max_length and do not close with an end token.", low=0, high=1, emitters="sft gkd")
+    pad_label_fraction: float | None = signal("fraction", "Share of labels that are padding: masked out, or pad tokens at the end of a row (behind the first two, where the pad token ends an answer).", low=0, high=1, emitters="sft gkd")
+    commonest_answer_fraction: float | None = signal("fraction", "Share of the newest 64 to 512 labelled sequences of this rank whose labels are the commonest of them, token by token.", low=0, high=1, emitters="sft gkd")
     doubled_template_fraction: float | None = signal("fraction", "Share of sequences (first micro-batch) that begin with two BOS tokens or open a turn inside an open turn.", low=0, high=1, emitters="sft gkd")
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from trainvitals.integrations.grpo import (
     RewardRange,
+    common_length,
+    group_overlap,
     length_correlation,
     ratio_signals,
     ratio_stats,
@@ -108,7 +110,59 @@ def test_text_signals():
     assert values["completion.empty_fraction"] == 2 / 8
     assert values["completion.distinct_fraction"] == 7 / 8
     assert "completion.repetition_fraction" not in values
+    assert values["completion.group_overlap"] == 1 / 2  # copies 1, a text and none 0; pairs of one token are left out
     assert text_signals([], 4, frozenset()) == {}
+
+
+@given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.integers(0, 3), max_size=12))
+def test_common_length_equals_brute_force(one, two):
+    table = [[0] * (len(two) + 1) for _ in range(len(one) + 1)]
+    for i, a in enumerate(one):
+        for j, b in enumerate(two):
+            table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+    assert common_length(one, two) == common_length(two, one) == table[-1][-1]
+
+
+NO_END: frozenset[int] = frozenset()
+
+
+def test_overlap_of_copies_near_copies_and_strangers():
+    text = list(range(20))
+    assert group_overlap([[text, text, text]], NO_END) == 1
+    assert group_overlap([[text, [*text[:7], 99, *text[8:]]]], NO_END) == pytest.approx(19 / 20)  # one exchanged
+    assert group_overlap([[text, [*text[:7], 99, *text[7:]]]], NO_END) == pytest.approx(40 / 41)  # one put in: all others move on
+    assert group_overlap([[text, [token + 100 for token in text]]], NO_END) == 0
+    assert group_overlap([[text, text[:5]]], NO_END) == pytest.approx(10 / 25)  # a part is not the whole
+
+
+def test_overlap_is_within_groups_and_of_what_was_written():
+    a, b = [1, 2, 3, 9], [4, 5, 6, 9]
+    assert group_overlap([[a, a], [b, b]], NO_END) == 1
+    assert group_overlap([[a, b]], frozenset({9})) == 0  # the end token alone in common
+    assert group_overlap([[a, []]], NO_END) == 0
+    assert group_overlap([[[1, 9], [2, 9]], [[], []]], frozenset({9})) is None  # nothing longer than a token
+    assert group_overlap([[a], [b]], NO_END) is None
+    assert "completion.group_overlap" not in text_signals([a, b], 1, NO_END)
+
+
+def test_overlap_does_not_depend_on_length_or_on_the_size_of_the_group():
+    draw = np.random.default_rng(0)
+
+    def chance(length: int, size: int) -> float:
+        found = group_overlap([draw.integers(0, 26, (size, length)).tolist() for _ in range(400 // size)], NO_END)
+        assert found is not None
+        return found
+
+    assert chance(12, 8) == pytest.approx(chance(200, 8), abs=0.12)  # shared bigrams: 2% and 23%
+    assert chance(50, 2) == pytest.approx(chance(50, 16), abs=0.03)
+
+
+def test_overlap_of_many_long_texts_is_sampled():
+    """At most `_PAIRS` pairs, from all groups, of the first `_HEAD` tokens."""
+    same, other = list(range(2_000)), list(range(2_000, 4_000))
+    groups = [[same] * 16] * 32 + [[same, other] * 8] * 32
+    assert group_overlap(groups, NO_END) == pytest.approx(1 / 2, abs=0.05)
+    assert group_overlap([[same, same[:256] + other]], NO_END) == 1
 
 
 def test_length_correlation_is_within_groups():

@@ -272,6 +272,7 @@ class TestFacts:
         assert facts.model_settings(SimpleNamespace(config=text)) == {"model_vocab_size": 272}
         both = SimpleNamespace(vocab_size=None, get_text_config=lambda: text)
         assert facts.model_settings(SimpleNamespace(config=both)) == {"model_vocab_size": 272}
+        assert facts.model_settings(SimpleNamespace(config=text, peft_config={})) == {"model_peft": True, "model_vocab_size": 272}
         assert facts.model_settings(SimpleNamespace(config=SimpleNamespace(vocab_size=None))) == {}
         assert facts.model_settings(None) == {}
 

@@ -23,13 +23,21 @@ def test_a_known_step_has_its_known_ratio() -> None:
     with torch.no_grad():
         model.weight.fill_(2.0)
     size, later = UpdateSize(), Later()
-    size.before(model)
+    assert size.before(model) == {"optim.trainable_fraction": 1.0}
     with torch.no_grad():
         model.weight.add_(0.1)
     size.after(later)
     assert later.ready() == {"optim.update_ratio": pytest.approx(0.05)}
     size.after(later)  # no step without a `before`
     assert later.ready() == {}
+
+
+def test_what_is_trained_is_told_once() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(9, 1), torch.nn.Linear(9, 9))
+    model[1].requires_grad_(False)
+    size = UpdateSize()
+    assert size.before(model) == {"optim.trainable_fraction": 0.1}
+    assert size.before(model) == {}
 
 
 def test_the_sample_is_bounded_and_leaves_out_what_does_not_train() -> None:

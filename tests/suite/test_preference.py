@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import build_preference as build
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -17,6 +18,13 @@ from trainvitals.names import Mapper
 
 STEPS = 3
 FAST = {"max_steps": STEPS, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+MANY = {**FAST, "per_device_train_batch_size": 32}  # enough pairs for what needs some dozens of them
+
+
+def varied(row: dict[str, str]) -> dict[str, str]:
+    """Responses of other lengths; in one pair of four, about, the rejected one is longer."""
+    size = 1 + sum(map(ord, row["chosen"])) % 4
+    return {**row, "chosen": row["chosen"] + "a" * size, "rejected": row["rejected"] if size > 1 else row["rejected"] * 2}
 
 
 # ---- numbers in, numbers out ----
@@ -103,7 +111,7 @@ def close(found: dict[int, float], expected: dict[int, float]) -> None:
 
 
 def test_dpo(tmp_path, train, saw) -> None:
-    trainer = build.dpo(str(tmp_path), **FAST)
+    trainer = build.dpo(str(tmp_path), data=build.pairs(varied, count=96), **MANY)
     start = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
 
     def read(model: Any, batch: Any) -> dict[str, float]:
@@ -193,7 +201,7 @@ def _free(model: Any, batch: Any) -> dict[str, float]:
 
 
 def test_orpo(tmp_path, train, saw) -> None:
-    trainer = build.orpo(str(tmp_path), **FAST)
+    trainer = build.orpo(str(tmp_path), data=build.pairs(varied, count=96), **MANY)
     batches = Batches(trainer, _free)
     seen = train(trainer)
     assert seen.notices == []
@@ -214,7 +222,7 @@ def test_orpo_is_read_between_log_rows(tmp_path, train) -> None:
 
 
 def test_cpo(tmp_path, train, saw) -> None:
-    trainer = build.cpo(str(tmp_path), **FAST)
+    trainer = build.cpo(str(tmp_path), data=build.pairs(varied, count=96), **MANY)
     batches = Batches(trainer, _free)
     seen = train(trainer)
     assert seen.notices == []
@@ -224,12 +232,71 @@ def test_cpo(tmp_path, train, saw) -> None:
 
 
 def test_tpo(tmp_path, train, saw) -> None:
-    trainer = build.tpo(str(tmp_path), **FAST)
+    trainer = build.tpo(str(tmp_path), data=build.pairs(varied, count=96, gold=True), **MANY)
     seen = train(trainer)
     assert seen.notices == []
     saw("tpo", seen)
     assert seen.series("preference.free_margin") == pytest.approx(seen.logged("rewards/margins"))
     assert set(seen.series("preference.identical_fraction").values()) == {0.0}  # chosen against rejected, not against the gold answer
+
+
+def _margins(trainer: Any, model: Any, batch: Any, start: Any) -> list[tuple[int, int, float]]:
+    """Length of chosen, length of rejected, margin of every pair of a batch, one by one."""
+    if "chosen_input_ids" in batch:
+        parts = [(batch[f"{s}_input_ids"], batch[f"{s}_labels"] != -100, batch[f"{s}_attention_mask"]) for s in ("chosen", "rejected")]
+    else:
+        count = len(batch["input_ids"]) // (3 if hasattr(trainer, "tpo_alpha") else 2)
+        names = ("input_ids", "completion_mask", "attention_mask")
+        parts = [tuple(batch[name][i * count : (i + 1) * count] for name in names) for i in (0, 1)]
+    sizes = [mask.sum(1) for _, mask, _ in parts]
+    rewards = [logps(model, *part) - (logps(start, *part) if start is not None else 0.0) for part in parts]
+    if hasattr(trainer, "odds_ratio_loss"):  # of the mean per token
+        rewards = [reward / size for reward, size in zip(rewards, sizes, strict=True)]
+    return list(zip(sizes[0].tolist(), sizes[1].tolist(), (rewards[0] - rewards[1]).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["dpo", "tpo", "orpo", "cpo"])
+def test_margins_and_lengths_of_the_newest_pairs(name: str, tmp_path, train) -> None:
+    settings = {**FAST, "max_steps": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    trainer = getattr(build, name)(str(tmp_path), data=build.pairs(varied, count=128, gold=name == "tpo"), **settings)
+    start = AutoModelForCausalLM.from_pretrained(tmp_path / "start").eval() if name == "dpo" else None
+    kept: list[list[tuple[int, int, float]]] = []
+    original = trainer.compute_loss
+
+    def call(model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            kept.append(_margins(trainer, model, batch, start))
+        return original(model, batch, *args, **kwargs)
+
+    trainer.compute_loss = call
+    seen = train(trainer)
+    assert seen.notices == []
+    steps = [kept[2 * i] + kept[2 * i + 1] for i in range(8)]
+    share = {i: sum((c > r) + 0.5 * (c == r) for c, r, _ in step) / len(step) for i, step in enumerate(steps, start=1)}
+    assert seen.series("preference.longer_chosen_fraction") == pytest.approx(share)
+    assert 0.5 < sum(share.values()) / 8 < 0.95
+    everything = np.array([pair for step in steps for pair in step])
+    longer, margin = everything[:, 0] - everything[:, 1], everything[:, 2]
+    correlation = seen.series("preference.margin_length_correlation")
+    assert set(correlation) == {4, 5, 6, 7, 8}
+    assert correlation[8] == pytest.approx(np.corrcoef(longer, margin)[0, 1], abs=1e-3)
+    accuracy = seen.series("preference.shorter_chosen_accuracy")
+    assert accuracy[8] == pytest.approx((margin[longer < 0] > 0).mean(), abs=0.05)
+    assert max(seen.series("preference.chosen_commonest_fraction").values()) < 0.2
+
+
+def test_one_chosen_answer(tmp_path, train) -> None:
+    data = build.pairs(lambda row: {**row, "chosen": "none"})
+    seen = train(build.dpo(str(tmp_path), data=data, **{**FAST, "max_steps": 4, "per_device_train_batch_size": 16}))
+    assert seen.series("preference.chosen_commonest_fraction") == {4: 1.0}
+
+
+def test_rewards_that_are_not_gathered_leave_the_lengths(tmp_path, train) -> None:
+    trainer = build.dpo(str(tmp_path), **{**FAST, "max_steps": 5, "per_device_train_batch_size": 16})
+    trainer._compute_loss = lambda model, inputs, return_outputs: model(inputs["input_ids"]).logits.mean()
+    seen = train(trainer)
+    assert set(seen.series("preference.longer_chosen_fraction").values()) == {0.5}
+    assert "preference.margin_length_correlation" not in seen.signals
 
 
 def test_bco(tmp_path, train, saw) -> None:

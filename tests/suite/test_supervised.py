@@ -13,12 +13,21 @@ import torch
 
 from trainvitals.integrations import tiny
 from trainvitals.integrations.reward_model import pair_lengths, score_signals
-from trainvitals.integrations.supervised import SIGNALS, doubled_counts, label_counts, label_signals, sequences, turn_markers
+from trainvitals.integrations.supervised import (
+    SIGNALS,
+    answer_prints,
+    doubled_counts,
+    label_counts,
+    label_signals,
+    padding_counts,
+    sequences,
+    turn_markers,
+)
 
 pytestmark = pytest.mark.trl
 
 CALM = {"learning_rate": 1e-4, "lr_scheduler_type": "constant", "max_steps": 3}
-LABELS = sorted(name for name in SIGNALS if name.startswith("token."))
+LABELS = sorted(name for name in SIGNALS if name.startswith("token.") and name != "token.commonest_answer_fraction")
 
 
 class Batches:
@@ -69,6 +78,8 @@ def slowly(batch: dict[str, torch.Tensor], end: int, limit: int) -> dict[str, fl
         "token.unlabelled_sequence_fraction": 1 - len(labelled) / len(rows),
         "token.doubled_template_fraction": 0.0,
     }
+    if any(tokens):
+        values["token.pad_label_fraction"] = 0.0
     if labelled:
         values["token.cut_fraction"] = len(cut) / len(labelled)
     if len(labelled) > len(cut):
@@ -77,7 +88,7 @@ def slowly(batch: dict[str, torch.Tensor], end: int, limit: int) -> dict[str, fl
 
 
 def test_sft_emits_what_is_on_record(tmp_path, train, saw):
-    seen = train(build.sft(str(tmp_path), **CALM))
+    seen = train(build.sft(str(tmp_path), **{**CALM, "per_device_train_batch_size": 32}))
     assert seen.notices == []
     saw("sft", seen)
     assert {key.split("{")[0] for frame in seen.frames for key in frame.values} <= seen.start.emits
@@ -253,6 +264,63 @@ def test_turn_markers_are_learned_from_the_template(template, openers, closers):
     assert tuple(set(vocabulary.convert_ids_to_tokens(list(part))) for part in found) == (openers, closers)
 
 
+def test_padding_among_the_labels():
+    ids = torch.tensor([[5, 6, 2, 9, 9], [5, 6, 7, 8, 2]])
+    mask = (ids != 9).long()
+    right, ones = torch.where(ids == 9, -100, ids), torch.ones_like(mask)
+    masked, bare = sequences(ids, mask, None)[0], sequences(ids, ones, None)[0]
+    assert padding_counts(ids, right, masked, 9, frozenset({2})).tolist() == [0, 6]
+    assert padding_counts(ids, ids, masked, 9, frozenset({2})).tolist() == [2, 8]  # labels are a copy of the ids
+    assert padding_counts(ids, ids, masked, None, frozenset({2})).tolist() == [2, 8]
+    assert padding_counts(ids, ids, bare, 9, frozenset({2})).tolist() == [2, 8]  # and nothing is masked out
+    assert padding_counts(ids, ids, bare, None, frozenset({2})).tolist() == [0, 8]
+    ends = torch.tensor([[5, 6, 2, 2, 2], [5, 6, 7, 2, 2], [5, 2, 2, 2, 2]])  # padded with the end token: two are the answer's own end
+    bare = torch.ones_like(ends).bool()
+    assert padding_counts(ends, ends, bare, 2, frozenset({2})).tolist() == [3, 12]
+    assert padding_counts(ends, torch.where(ends == 2, -100, ends), bare, 2, frozenset({2})).tolist() == [0, 3]
+    inside = torch.tensor([[9, 9, 5, 9, 6]])  # not at the end: a separator, or padding of another kind
+    assert padding_counts(inside, inside, torch.ones_like(inside).bool(), 9, frozenset({2})).tolist() == [0, 4]
+
+
+def test_fingerprints_of_answers_however_they_are_packed():
+    ids = torch.tensor([[5, 6, 7, 2, 9, 9], [8, 8, 6, 7, 2, 9], [5, 6, 2, 9, 9, 9], [5, 7, 6, 2, 9, 9]])
+    labels = torch.tensor([[-100, 6, 7, 2, -100, -100], [-100, -100, 6, 7, 2, -100], [-100] * 6, [-100, 7, 6, 2, -100, -100]])
+    real, start = sequences(ids, (ids != 9).long(), None)
+    rows = answer_prints(labels, real, start)
+    assert rows.shape == (64,)
+    assert rows[0] == rows[1] != 0
+    assert rows[2] == 0
+    assert rows[3] not in (0, rows[0])
+    flat = real.flatten()
+    places = torch.cat([torch.arange(int(row.sum())) for row in real])[None]
+    packed = answer_prints(labels.flatten()[flat][None], *sequences(ids.flatten()[flat][None], None, places))
+    assert packed.tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("packing", [{}, {"packing": True, "packing_strategy": "bfd"}], ids=["rows", "packed"])
+def test_one_answer_to_every_question(tmp_path, train, packing):
+    rows = [{**row, "completion": [{"role": "assistant", "content": "none"}]} for row in build.completions()]
+    settings = {**CALM, "per_device_train_batch_size": 16, "max_steps": 4, **packing}
+    seen = train(build.sft(str(tmp_path), rows=rows, completion_only_loss=True, **settings))
+    assert seen.notices == []
+    assert set(seen.series("token.commonest_answer_fraction").values()) == {1.0}
+
+
+def test_padding_that_is_trained_on(tmp_path, train):
+    trainer = build.sft(str(tmp_path), **CALM)
+    inner = trainer.data_collator
+
+    def collate(rows):
+        batch = inner(rows)
+        return {**batch, "labels": batch["input_ids"].clone()}
+
+    trainer.data_collator = collate
+    seen = train(trainer)
+    for frame in seen.frames:
+        assert frame.values["data.padding_fraction"] > 0
+        assert frame.values["token.pad_label_fraction"] == pytest.approx(frame.values["data.padding_fraction"], rel=0.1)
+
+
 # ---- reward models ----
 
 
@@ -289,6 +357,7 @@ def by_hand(batches: list[dict[str, torch.Tensor]], scores: list[np.ndarray]) ->
         "preference.margin_std": (chosen - rejected).std(ddof=1),
         "preference.negative_margin_fraction": (chosen < rejected).mean(),
         "preference.identical_fraction": 0.0,
+        "preference.longer_chosen_fraction": ((long > short) + 0.5 * (long == short)).mean(),
         "preference.score_std": np.concatenate([chosen, rejected]).std(ddof=1),
         "preference.length_correlation": np.corrcoef(residual, lengths)[0, 1],
     }

@@ -38,7 +38,7 @@ _NEVER = frozenset(
 
 _UNLESS_HOOKED = {
     "ppo": ppo.SIGNALS | {  # its loop logs no gradients, clips none and reads no batches through the base class
-        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "run.tokens_seen", "completion.terminated_length_mean",
+        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.trainable_fraction", "run.tokens_seen", "completion.terminated_length_mean",
         "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
         "reward.component_std", "reward.unscored_fraction",
     },
@@ -98,12 +98,17 @@ def sharded(args: Any) -> bool:
     return bool(getattr(args, "deepspeed", None) or getattr(args, "fsdp", None))
 
 
-def model_settings(model: Any) -> dict[str, int]:
-    """``model_vocab_size``: tokens that a language model can write, from its own configuration; empty where that does not say."""
+def model_settings(model: Any) -> dict[str, Any]:
+    """What rules ask about the model itself.
+
+    ``model_vocab_size``: tokens that a language model can write, from its own configuration. ``model_peft``: true where PEFT decides
+    what is trained (adapters, prompts). Neither is there where it is not known, or not so.
+    """
+    peft = {"model_peft": True} if hasattr(model, "peft_config") else {}
     text: Any = getattr(model, "config", None)
     text = text.get_text_config() if hasattr(text, "get_text_config") else text  # a model of images and text keeps it inside
     size = getattr(text, "vocab_size", None)
-    return {"model_vocab_size": size} if isinstance(size, int) and size > 0 else {}
+    return {**peft, "model_vocab_size": size} if isinstance(size, int) and size > 0 else peft
 
 
 def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradients: bool = True) -> frozenset[str]:
@@ -126,7 +131,7 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if trainer == "ppo":
         names -= {"time.data_wait_seconds"}  # the method that would be timed exists and is never called
     if sharded(args):
-        names -= {"optim.update_ratio"}
+        names -= {"optim.update_ratio", "optim.trainable_fraction"}
     if not gradients:
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:

@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from trainvitals.events import labelled
 _ZERO = 1e-8  # torch.isclose(std, 0) of TRL: absolute tolerance 1e-8
 _SAMPLE = 64  # completions read for repetition: 64 x 1024 4-grams take about 3 ms
 _NGRAM = 4
+_PAIRS = 64  # pairs of completions compared for overlap: about 4 ms when all of them are `_HEAD` tokens long, 0.1 ms for 8
+_HEAD = 256  # tokens read of a completion for overlap; the work grows with their square
 _FEW = 2000  # up to so many tokens a set of tuples is faster than sorting hashes: 3 us for 32 tokens against 11, 500 for 4,000 against 300
 
 Floats = NDArray[np.float64]
@@ -128,7 +131,7 @@ def length_correlation(rewards: Floats, lengths: Floats, group_size: int) -> flo
 
 
 def text_signals(ids: Sequence[Sequence[int]], group_size: int, end_ids: frozenset[int]) -> dict[str, float]:
-    """Repetition, variety and emptiness of completions.
+    """Repetition, variety, likeness within groups and emptiness of completions.
 
     Args:
         ids: Token ids per completion, without padding, the completions of one prompt adjoin.
@@ -145,7 +148,55 @@ def text_signals(ids: Sequence[Sequence[int]], group_size: int, end_ids: frozens
     if group_size > 1 and len(rows) % group_size == 0:
         groups = [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
         values["completion.distinct_fraction"] = sum(len(set(group)) for group in groups) / len(rows)
+        alike = group_overlap(groups, end_ids)
+        if alike is not None:
+            values["completion.group_overlap"] = alike
     return values
+
+
+def group_overlap(groups: Sequence[Sequence[Sequence[int]]], end_ids: frozenset[int]) -> float | None:
+    """How alike the completions of one prompt are, from 0 (nothing in common) to 1 (copies), mean over pairs.
+
+    Two texts are as alike as the longest sequence of tokens that stands in both in the same order, over the mean of their lengths: the
+    F-measure of ROUGE-L (Lin 2004). Copies with a word exchanged, added or left out stay near 1, where a count of distinct texts sees none.
+
+    Why this and not distinct n-grams (arXiv:1510.03055) or shared ones (Self-BLEU, arXiv:1802.01886): those depend on how much text there
+    is. Two random texts over 26 letters share 1% of their bigrams when they have 6 letters and 56% when they have 1,000; their longest
+    common subsequence is 17% and 32% of them, and goes to a constant (about two over the root of the vocabulary). Nor does the mean
+    over pairs depend on the size of the group, as distinct n-grams of a whole group do. What two texts share by chance still depends
+    on how many tokens are in use, so the number is to be compared with the run's own.
+
+    Pairs are neighbours in their group (its completions are exchangeable), spread over the groups when there are more than `_PAIRS`. A pair
+    of texts of a single token or none is left out: those are equal or not, which `completion.distinct_fraction` says.
+
+    Args:
+        groups: Token ids of each completion, by prompt.
+        end_ids: End tokens, not counted as text.
+
+    Returns:
+        The mean, or None where no pair could be compared.
+    """
+    pairs = [pair for group in groups for pair in pairwise(group)]
+    found = []
+    for one, two in pairs[:: max(1, math.ceil(len(pairs) / _PAIRS))]:
+        a, b = ([token for token in row[:_HEAD] if token not in end_ids] for row in (one, two))
+        if max(len(a), len(b)) > 1:
+            found.append(2.0 * common_length(a, b) / (len(a) + len(b)))
+    return sum(found) / len(found) if found else None
+
+
+def common_length(one: Sequence[int], two: Sequence[int]) -> int:
+    """Length of the longest common subsequence, one machine word at a time (Hyyro 2004): 60 us for two texts of 256 tokens."""
+    place: dict[int, int] = {}
+    for index, token in enumerate(one):
+        place[token] = place.get(token, 0) | 1 << index
+    full = (1 << len(one)) - 1
+    open_ = full  # a bit that is 0 counts one more token in common
+    for token in two:
+        hit = open_ & place.get(token, 0)
+        if hit:
+            open_ = ((open_ + hit) | (open_ - hit)) & full
+    return len(one) - open_.bit_count()
 
 
 def repetition(row: Sequence[int]) -> float | None:

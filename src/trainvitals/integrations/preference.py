@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainvitals.integrations.newest import Commonest, LengthBias, fingerprints
 from trainvitals.names import Mapper
 
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
 
-_PAIR = frozenset({"preference.identical_fraction"})
+_MARGINS = frozenset({"preference.margin_length_correlation", "preference.shorter_chosen_accuracy"})
+_PAIR = _MARGINS | {"preference.identical_fraction", "preference.longer_chosen_fraction", "preference.chosen_commonest_fraction"}
 _RESPONSE = frozenset({"preference.empty_fraction"})
 _REFERENCE = frozenset({"preference.logratio_chosen", "preference.logratio_rejected", "preference.reference_gap"})
 _CLASSES = frozenset({"preference.desirable_fraction", "preference.one_class_fraction"})
@@ -45,12 +47,16 @@ def install(hooks: Hooks) -> None:
         gives = _RESPONSE | (classes if unpaired else _PAIR)
         reader = _Preference(hooks, gives, share=True)
         hooks.wrap(trainer, "get_batch_loss_metrics", reader.after_metrics, gives=gives)
+        for name in ("odds_ratio_loss", "cpo_loss"):  # losses, rewards of chosen, rewards of rejected, one number per pair
+            hooks.wrap(trainer, name, reader.after_pair_loss)
     elif any(hasattr(trainer, name) for name in ("calculate_KL", "compute_ref_log_probs", "tpo_alpha")):
         gives = _RESPONSE | (classes if hasattr(trainer, "calculate_KL") else _PAIR)  # KTO since 1.6; DPO, TPO
         if hasattr(trainer, "compute_ref_log_probs"):
             gives |= _REFERENCE
         reader = _Preference(hooks, gives, share=False)
-        hooks.wrap(trainer, "compute_loss", reader.after_loss, gives=gives, needed=True)
+        hooks.wrap(trainer, "compute_loss", reader.after_loss, before=reader.before_loss, gives=gives, needed=True)
+        if gives >= _PAIR:
+            hooks.wrap(getattr(trainer, "accelerator", None), "gather", reader.after_gather)
     elif isinstance(getattr(trainer, "stats", None), dict):  # online DPO, XPO, Nash-MD
         gives = frozenset() if hasattr(trainer, "mixture_coef") else _REFERENCE
         reader = _Preference(hooks, gives, share=True)
@@ -193,6 +199,10 @@ class _Preference:
         self._classes: list[torch.Tensor] = []
         self._scores: list[torch.Tensor] = []
         self._lengths: list[torch.Tensor] = []
+        self._pairs: list[torch.Tensor] = []  # of each micro-batch: lengths of chosen, of rejected, fingerprints of chosen
+        self._margins: list[torch.Tensor] = []
+        self._rewards: list[torch.Tensor] | None = None  # per pair, while a loss is computed: chosen, rejected
+        self._bias, self._commonest = LengthBias(), Commonest()
         self._lists: dict[str, tuple[Any, int]] = {}
         self._first: list[float] = []
         self._functions: list[Any] | None = None  # the trainer's own while ours stand in for them
@@ -211,6 +221,24 @@ class _Preference:
         row = {name: float(value) for name, value in result[1].items()}
         self._rows.append(row)
         self._first_row(row, done=0)
+
+    def after_pair_loss(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Rewards of each pair of a micro-batch (ORPO, CPO)."""
+        if not self._skip():
+            self._rewards = list(result[1:3])
+
+    def before_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """A loss begins: wait for its rewards."""
+        self._rewards = None if self._skip() else []
+        return args
+
+    def after_gather(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Rewards of this rank's pairs: the first two things with a number per pair that a loss gathers (DPO, TPO)."""
+        local = args[0] if args else kwargs.get("tensor")
+        if self._rewards is None or len(self._rewards) == 2 or not isinstance(local, torch.Tensor):
+            return
+        if local.is_floating_point() and local.dim() == 1:
+            self._rewards.append(local.detach())
 
     def after_loss(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """One micro-batch of a trainer that appends its metrics to lists (DPO, TPO, KTO since 1.6)."""
@@ -296,7 +324,17 @@ class _Preference:
         ):  # fmt: skip
             if tensors:
                 hooks.put(tensors, compute)
+        if self._pairs:
+            margins = [torch.cat(self._margins)] if len(self._margins) == len(self._pairs) else []
+            hooks.put([torch.cat(self._pairs, dim=1), *margins], self._pair_signals)
         self._rows, self._counts, self._classes, self._scores, self._lengths, self._first = [], [], [], [], [], []
+        self._pairs, self._margins, self._rewards = [], [], None
+
+    def _pair_signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
+        chosen, rejected, prints = tensors[0]
+        values = self._bias.signals(chosen, rejected, tensors[1] if len(tensors) > 1 else None)
+        share = self._commonest.share(prints.tolist())
+        return values if share is None else {**values, "preference.chosen_commonest_fraction": share}
 
     def _first_row(self, row: Mapping[str, float], done: int) -> None:
         """Remember the rewards of the first update; `done` is what the trainer's counter says while that update is open."""
@@ -322,15 +360,23 @@ class _Preference:
             self._classes.append(class_counts(batch["label"]))
         if "chosen_input_ids" in batch:  # ORPO, CPO
             masks = [batch[f"{split}_labels"] != -100 for split in _SPLITS]
-            self._counts.append(pair_counts(batch["chosen_input_ids"], batch["rejected_input_ids"], *masks))
+            self._pair(batch["chosen_input_ids"], batch["rejected_input_ids"], *masks)
         elif "completion_mask" in batch and "label" not in batch:  # DPO, TPO: chosen, rejected (, gold) below each other
             branches = 3 if getattr(self._hooks.trainer, "tpo_alpha", 0.0) else 2
             ids, masks = batch["input_ids"].chunk(branches), batch["completion_mask"].chunk(branches)
-            self._counts.append(pair_counts(ids[0], ids[1], masks[0], masks[1]))
+            self._pair(ids[0], ids[1], masks[0], masks[1])
         elif "completion_mask" in batch:  # KTO since 1.6
             self._counts.append(response_counts(batch["completion_mask"]))
         elif "completion_labels" in batch:  # KTO until 1.5, BCO
             self._counts.append(response_counts(batch["completion_labels"] != -100))
+
+    def _pair(self, chosen: torch.Tensor, rejected: torch.Tensor, chosen_mask: torch.Tensor, rejected_mask: torch.Tensor) -> None:
+        self._counts.append(pair_counts(chosen, rejected, chosen_mask, rejected_mask))
+        lengths = [mask.bool().sum(1) for mask in (chosen_mask, rejected_mask)]
+        self._pairs.append(torch.stack([*lengths, fingerprints(chosen, chosen_mask)]))
+        rewards, self._rewards = self._rewards or [], None
+        if len(rewards) == 2 and all(part.shape == lengths[0].shape for part in rewards):
+            self._margins.append((rewards[0] - rewards[1]).detach().float())
 
 
 def _length_signals(tensors: list[torch.Tensor]) -> dict[str, float]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SIGNALS = frozenset({
     "preference.margin_std", "preference.negative_margin_fraction", "preference.identical_fraction", "preference.score_std",
-    "preference.length_correlation",
+    "preference.length_correlation", "preference.longer_chosen_fraction",
 })  # fmt: skip
 """Signals that only these wraps give."""
 
@@ -108,6 +108,7 @@ def score_signals(
     values = {
         "preference.negative_margin_fraction": float((margin < 0).double().mean()),
         "preference.identical_fraction": float(same.mean()),
+        "preference.longer_chosen_fraction": float(((chosen_length - rejected_length).sign().mean() + 1) / 2),
         "preference.score_std": float(torch.cat([chosen, rejected]).std()),
     }
     if len(margin) > 1:

@@ -26,6 +26,7 @@ _REWARDS = frozenset({
     "reward.min", "reward.max", "reward.group_std_mean", "reward.all_low_fraction", "reward.all_high_fraction",
     "reward.group_count", "reward.unscored_fraction", "reward.component_share", "reward.component_unscored_fraction",
     "reward.length_correlation", "completion.repetition_fraction", "completion.distinct_fraction", "completion.empty_fraction",
+    "completion.group_overlap",
 })  # fmt: skip
 _LOSS = frozenset({"policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max"})
 _CLIP = frozenset({"policy.ratio_outside_fraction"})

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainvitals.integrations.later import scalar
+from trainvitals.integrations.newest import Commonest, place_weights
 
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
 
 _LABELS = frozenset({
     "token.label_fraction", "token.unlabelled_batch_fraction", "token.unlabelled_sequence_fraction", "token.end_label_fraction",
-    "token.cut_fraction",
+    "token.cut_fraction", "token.pad_label_fraction", "token.commonest_answer_fraction",
 })  # fmt: skip
 _TEMPLATE = frozenset({"token.doubled_template_fraction"})
 _PADDING = frozenset({"data.padding_fraction"})
@@ -28,6 +29,7 @@ SIGNALS = _LABELS | _TEMPLATE | _PADDING | _START
 IGNORED = -100  # label of a token that does not count (torch cross entropy's ignore_index, transformers and TRL)
 _STEP_LIMIT = 4096  # as in hooks.py
 _CLOSE = 2  # tokens that close a sequence: an end token, and the line break that templates like ChatML write behind it
+_ANSWERS = 64  # sequences of a micro-batch whose answers are compared with others: their fingerprints must have a fixed number
 _NEAR = 12  # tokens within which a template that was applied twice opens its second turn: a role and a line break
 
 
@@ -50,6 +52,9 @@ class _Supervised:
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
         self._counts: list[torch.Tensor] = []
+        self._padding: list[torch.Tensor] = []
+        self._prints: list[torch.Tensor] = []
+        self._commonest = Commonest()
         self._real: list[torch.Tensor] = []  # tokens of each micro-batch that are no padding
         self._size = 0  # tokens of all of them, padding included
         self._doubled: torch.Tensor | None = None
@@ -59,6 +64,7 @@ class _Supervised:
         tokenizer = getattr(owner, "tokenizer", owner)
         self._limit = int(getattr(trainer.args, "max_length", None) or 0)
         self._ends = end_ids(tokenizer, trainer.model)
+        self._pad = getattr(tokenizer, "pad_token_id", None)
         self.bos = getattr(tokenizer, "bos_token_id", None)
         self.openers, self._closers = turn_markers(tokenizer)
 
@@ -71,6 +77,8 @@ class _Supervised:
         with torch.no_grad():
             real, start = sequences(ids, inputs.get("attention_mask"), inputs.get("position_ids"))
             self._counts.append(label_counts(labels, real, start, self._ends, self._limit))
+            self._padding.append(padding_counts(ids, labels, real, self._pad, self._ends))
+            self._prints.append(answer_prints(labels, real, start))
             self._real.append(real.sum())
             self._size += real.numel()
             if self._doubled is None:  # one micro-batch per step is sample enough
@@ -90,10 +98,17 @@ class _Supervised:
         if self._counts:
             size = self._size
             self._hooks.put([torch.stack(self._counts)], lambda t: label_signals(t[0]))
+            self._hooks.put([torch.stack(self._padding)], _padding_signals)
+            self._hooks.put([torch.stack(self._prints)], self._answer_signals)
             self._hooks.put([torch.stack(self._real).sum()], lambda t: {"data.padding_fraction": 1.0 - float(t[0]) / size})
         if self._doubled is not None and (self.bos is not None or self.openers):
             self._hooks.put([self._doubled], _doubled_signals)
         self._counts, self._real, self._size, self._doubled = [], [], 0, None
+        self._padding, self._prints = [], []
+
+    def _answer_signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
+        share = self._commonest.share(x for row in tensors[0].tolist() for x in row if x)
+        return {} if share is None else {"token.commonest_answer_fraction": share}
 
 
 def sequences(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,6 +180,37 @@ def label_signals(counts: torch.Tensor) -> dict[str, float]:
     if with_label > cut:
         values["token.end_label_fraction"] = with_end / (with_label - cut)
     return values
+
+
+def padding_counts(ids: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, pad: int | None, ends: frozenset[int]) -> torch.Tensor:
+    """Labelled tokens that are padding, and all labelled tokens, of one micro-batch.
+
+    Padding is what the attention mask leaves out, and the run of pad tokens at the end of a row, whatever the mask says. Where
+    the pad token ends a generation as well, the first two of that run are the answer's own end, which some templates write twice.
+    """
+    labelled = labels != IGNORED
+    labelled[:, 0] = False  # predicted from nothing
+    padding = ~real
+    if pad is not None:
+        run = (ids == pad).flip(1).long().cumprod(1).flip(1).bool()
+        if pad in ends:
+            run = run & torch.nn.functional.pad(run, (2, 0))[:, :-2]
+        padding = padding | run
+    return torch.stack([(labelled & padding).sum(), labelled.sum()])
+
+
+def _padding_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
+    wrong, labelled = (float(x) for x in tensors[0].sum(0))
+    return {"token.pad_label_fraction": wrong / labelled} if labelled else {}
+
+
+def answer_prints(labels: torch.Tensor, real: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """A fingerprint of the label tokens of each of the first `_ANSWERS` sequences of a micro-batch; 0 where there are none."""
+    labelled = real & ~start & (labels != IGNORED)
+    counts, number = per_sequence(labelled, start), start.flatten().cumsum(0)
+    place = labelled.flatten().cumsum(0) - (counts.cumsum(0) - counts)[number]
+    prints = per_sequence((labels.flatten().long() + 1) * place_weights(place) * labelled.flatten(), start)
+    return torch.nn.functional.pad(prints[1:], (0, _ANSWERS))[:_ANSWERS]
 
 
 def doubled_counts(

@@ -267,7 +267,7 @@ class VitalsCallback(TrainerCallback):
         model, shards = kwargs.get("model"), sharded(args)
         self._gradients(model, float(args.max_grad_norm or 0.0), sharded=shards)
         if model is not None and not shards:
-            self._update_size.before(model)
+            self.pending.update(self._update_size.before(model))
 
     def _gradients(self, model: torch.nn.Module | None, limit: float, *, sharded: bool) -> None:
         trainable = [p for p in model.parameters() if p.requires_grad] if model is not None and not sharded else []

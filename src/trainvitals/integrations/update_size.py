@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import torch
 
+from trainvitals.integrations.adapters import trainable_fraction
 from trainvitals.integrations.later import Later
 
 TENSORS = 16
@@ -30,11 +31,17 @@ class UpdateSize:
         self._before: torch.Tensor | None = None
         self._model: torch.nn.Module | None = None
 
-    def before(self, model: torch.nn.Module) -> None:
-        """Remember the sample; call it when the gradients are there and the step is not done."""
-        if model is not self._model:
+    def before(self, model: torch.nn.Module) -> dict[str, float]:
+        """Remember the sample; call it when the gradients are there and the step is not done.
+
+        Returns:
+            ``optim.trainable_fraction``, the first time that a model is seen.
+        """
+        new = model is not self._model
+        if new:
             self._model, self._views = model, sample(model.parameters())
         self._before = _joined(self._views)
+        return {"optim.trainable_fraction": trainable_fraction(model)} if new else {}
 
     def after(self, later: Later) -> None:
         """Compare; call it after the step. Without `before` nothing happens."""

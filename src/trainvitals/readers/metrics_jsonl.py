@@ -34,12 +34,14 @@ def read(text: str, path: str, mapper: Mapper) -> Recording:
             log.config.update(config)
             continue
         log.rows.append(make_row(record, place))
-    _explain(log, bad, len(lines))
+    _explain(log, bad, len(lines), torn=bool(lines) and lines[-1].lstrip().startswith("{") and not text.endswith("\n"))
     return build(log, mapper, format="jsonl")
 
 
-def _explain(log: Log, bad: list[int], total: int) -> None:
+def _explain(log: Log, bad: list[int], total: int, *, torn: bool) -> None:
     """Tell of lines that are no JSON; a torn last one is what a running or killed writer leaves."""
+    if not log.rows and bad == [total] and torn:
+        raise InputError("the file ends inside its first line", log.path, total, "it was cut off, or is still being written: wait for a whole line, or copy it again")
     if not log.rows:
         raise InputError("no JSON object in any line", log.path, bad[0] if bad else None, "expected one JSON object per line")
     if bad and bad[-1] == total:
