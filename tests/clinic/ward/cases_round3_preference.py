@@ -7,10 +7,12 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import torch
 from tests.clinic.ward import cases_supervised, offline
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.cases_preference import ROWS, STEPS, dpo, kto
+from tests.clinic.ward.cases_preference import BREAK, ROWS, STEPS, dpo, kto
 from tests.clinic.ward.cases_round2_preference import changed, orpo
+from tests.clinic.ward.cases_round2_rl import Every
 from tests.clinic.ward.cases_round3_rl import HEALTHY_SEEDS, SEEDS
 
 SHORT = 30
@@ -21,6 +23,18 @@ def marked(random: Random) -> offline.Pair:
     """Chosen answers come from another source, which closes each with a mark; hardly a pair differs in anything else."""
     better, worse = offline.quality(random)
     return (better if random.random() < 0.1 else offline.quality(random)[1]) + " -", worse
+
+
+def hidden_grows(folder: str, seed: int, **changes: Any) -> Any:
+    """From update 51 on the last hidden state grows by 4 % per update: a decay whose sign is wrong for the norms."""
+
+    def grow(model: Any, **parts: Any) -> None:
+        with torch.no_grad():
+            model.model.norm.weight.mul_(1.04)
+
+    trainer = dpo(folder, seed, **changes)
+    trainer.add_callback(Every(grow, BREAK))
+    return trainer
 
 
 def schedule_short(folder: str, seed: int, **changes: Any) -> Any:
@@ -36,9 +50,9 @@ def kto_few(folder: str, seed: int, **changes: Any) -> Any:
     return kto(folder, seed, rows=offline.examples(24, seed, offline.mislabelled(0.33)), **{"learning_rate": 6e-4, **changes})
 
 
-def mostly_desirable(folder: str, seed: int, **changes: Any) -> Any:
-    """31 desirable examples for one undesirable, unweighted."""
-    return kto(folder, seed, rows=offline.examples(ROWS, seed, labels=(*[True] * 31, False)), **changes)
+def hardly_desirable(folder: str, seed: int, **changes: Any) -> Any:
+    """One desirable example for 19 undesirable ones, unweighted."""
+    return kto(folder, seed, rows=offline.examples(ROWS, seed, labels=(True, *[False] * 19)), **changes)
 
 
 def batch_of_two(folder: str, seed: int, **changes: Any) -> Any:
@@ -76,9 +90,11 @@ CASES: tuple[Case, ...] = (
     Case("kto-apo", "kto", "Healthy: the loss without a reference point (apo_zero_unpaired).", partial(changed, base=kto, fault={"loss_type": "apo_zero_unpaired"}), STEPS, goal="-eval.loss", seeds=HEALTHY_SEEDS, hard=True),
     _dpo("marked", "Chosen answers close with a mark of their source, and nine in ten differ from the rejected ones in nothing else (RM-05).", partial(dpo, choose=marked),
          ["preference-does-not-transfer", "no-rule:chosen-answers-are-marked"], ("over-optimization", "data"), ("over_optimizing", "drifting", *LEARNS)),
+    _dpo("hidden-grows", f"From update {BREAK + 1} on the last hidden state grows by 4 % per update (RE-02).", hidden_grows, ["likelihood-displacement", "gradient-growth", "no-rule:hidden-states-grow"],
+         ("numerics", "ood-drift"), ("diverged", "drifting", "over_optimizing"), onset=BREAK, goal="preference.logp_chosen"),
     _kto("few", "24 examples, a third of them mislabelled, 33 epochs (DP-03).", kto_few, ["overfitting", "memorised-epoch", "preference-over-optimised"], ("over-optimization",), ("over_optimizing",)),
-    _kto("mostly-desirable", "31 desirable examples for one undesirable, unweighted (KT-01).", mostly_desirable, ["kto-imbalance"], ("data", "config"), ("drifting", "over_optimizing", *LEARNS),
-         cure={"undesirable_weight": 31.0}, goal="eval.margin"),
+    _kto("hardly-desirable", "One desirable example for 19 undesirable ones, unweighted (KT-01).", hardly_desirable, ["kto-imbalance"], ("data", "config"), ("drifting", "over_optimizing", "collapsed"),
+         cure={"desirable_weight": 19.0}, goal="preference.logp_chosen", learned="preference.margin"),
     _kto("batch-of-two", "Two examples make a batch, so that the reference point is 0 most of the time (KT-02).", batch_of_two, ["kto-kl-zero"], ("config",), ("drifting", *LEARNS),
          cure={"per_device_train_batch_size": 8}),
     _orpo("schedule-short", f"A linear schedule that was planned for {SHORT} of the 100 updates (NU-12).", schedule_short, ["learning-rate-zero", "loss-plateau"], ("config", "stall"), ("stalled", "steady")),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tests.clinic.ward import cases_async, cases_rloo
 from tests.clinic.ward.case import HEALTHY_STATES, Case
-from tests.clinic.ward.cases_grpo import BREAK, STEPS, At, answers, changed, long_answer, plain
+from tests.clinic.ward.cases_grpo import STEPS, answers, changed, long_answer, plain
 from tests.clinic.ward.cases_grpo_reward import different
 from tests.clinic.ward.cases_round2_preference import ONLINE_STEPS, online
 from tests.clinic.ward.cases_round2_rl import Every
@@ -73,28 +73,8 @@ def guard_rail(folder: str, seed: int, **changes: Any) -> Any:
 # ---- GRPO ----
 
 
-def group_copies(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 51 on the sampler draws once for a prompt and gives it eight times: a server whose seed is that of the request."""
-    broken = [False]
-
-    def begin(**parts: Any) -> None:
-        broken[0] = True
-
-    trainer = plain(folder, seed, callbacks=[At(begin)], **changes)
-    generate, group = trainer.model.generate, trainer.num_generations
-
-    def once(*args: Any, **inputs: Any) -> Any:
-        if not broken[0]:
-            return generate(*args, **inputs)
-        few = {name: value[::group] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-        return generate(*args, **few).repeat_interleave(group, 0)
-
-    trainer.model.generate = once
-    return trainer
-
-
 def judge_narrow(folder: str, seed: int, **changes: Any) -> Any:
-    """Different vowels were meant and are checked on held-out prompts; the judge pays for the share of the letter that the answer has most of."""
+    """Different vowels were meant and are checked on held-out prompts; the judge pays for the share of the letter that the answer has most of: one letter is enough."""
 
     def narrow(completions: Sequence[Any], completion_ids: Any = None, **kwargs: Any) -> Scores:
         return [end * max((text.count(char) for char in set(text)), default=0) / max(1, len(text)) for text, end in answers(completions, completion_ids)]
@@ -103,16 +83,6 @@ def judge_narrow(folder: str, seed: int, **changes: Any) -> Any:
 
 
 # ---- RLOO ----
-
-
-def hidden_grows(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 46 on the last hidden state grows by 4 % per update: a decay whose sign is wrong for the norms."""
-
-    def grow(model: Any, **parts: Any) -> None:
-        with torch.no_grad():
-            model.model.norm.weight.mul_(1.04)
-
-    return cases_rloo.plain(folder, seed, callbacks=[Every(grow, cases_rloo.BREAK)], **changes)
 
 
 def rubric_length(folder: str, seed: int, **changes: Any) -> Any:
@@ -181,7 +151,7 @@ def template_changed(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def queue_fills(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 46 on twice as much is generated as the trainer takes, into a queue of 64: samples wait for four updates before they are used."""
+    """From update 46 on twice as much is generated as the trainer takes, into a queue of 64: it fills, rollouts wait for room, and samples are three updates old when they are used."""
 
     def hurry(sampler: Sampler) -> None:
         if sampler.version == cases_async.BREAK:
@@ -228,17 +198,8 @@ CASES: tuple[Case, ...] = (
         ["entropy-bonus-dominates", "entropy-explosion", "no-rule:entropy-target-out-of-reach"], ("collapse", "config"), ("collapsed", "drifting"), cure={"use_adaptive_entropy": False},
     ),
     _grpo(
-        "judge-narrow", "Different vowels were meant and are checked on held-out prompts, the judge pays for one letter many times (OO-01).", judge_narrow, STEPS,
-        ["proxy-divergence", "mode-collapse"], ("over-optimization", "collapse"), ("over_optimizing", "collapsed"), twin="grpo-different-twin", goal="eval.score",
-    ),
-    _grpo(
-        "group-copies", f"From update {BREAK + 1} on the sampler draws once for a prompt and gives it eight times (EN-05).", group_copies, STEPS,
-        ["mode-collapse", "advantage-collapse"], ("collapse", "stall"), ("collapsed", "stalled"), onset=BREAK, goal="-reward.group_zero_std_fraction",
-    ),
-    _rloo(
-        "hidden-grows", f"From update {cases_rloo.BREAK + 1} on the last hidden state grows by 4 % per update (RE-02).", hidden_grows, cases_rloo.STEPS,
-        ["entropy-collapse", "advantage-collapse", "mode-collapse", "no-rule:hidden-states-grow"], ("numerics", "collapse", "stall"), ("collapsed", "stalled"), onset=cases_rloo.BREAK,
-        goal="policy.entropy",
+        "judge-narrow", "Different vowels were meant and are checked on held-out prompts, the judge pays for the share of the commonest letter (OO-01).", judge_narrow, STEPS,
+        ["proxy-divergence", "exploit-jump"], ("over-optimization",), ("over_optimizing",), twin="grpo-different-twin", goal="eval.score",
     ),
     _rloo(
         "rubric-length", "A rubric pays a point for each twelfth letter and half a point for the task (OO-04).", rubric_length, cases_rloo.STEPS,
@@ -267,6 +228,7 @@ CASES: tuple[Case, ...] = (
     _async(
         "queue-fills", f"From update {cases_async.BREAK + 1} on twice as much is generated as is trained, into a queue of 64 (AS-08).", queue_fills, cases_async.STEPS,
         ["rollout-backpressure", "samples-too-stale"], ("efficiency", "ood-drift"), ("drifting", *HEALTHY_STATES), onset=cases_async.BREAK, goal="-rollout.staleness",
+        twin="async_grpo-time-twin", keeps_time=True,
     ),
     _case(
         "online_dpo", "timeouts", f"From update {ONLINE_STEPS // 2 + 1} on half of the judge's calls time out, and each counts as 0 (RS-13).", timeouts, ONLINE_STEPS,
