@@ -141,7 +141,7 @@ def top_ten(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def template_changed(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 46 on the workers run another version, which sends the bare question: no roles, nothing that opens the answer."""
+    """From update 45 on the workers run another version, which sends the bare question: no roles, nothing that opens the answer."""
 
     def upgrade(sampler: Sampler) -> None:
         if sampler.version == cases_async.BREAK:
@@ -151,7 +151,7 @@ def template_changed(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def queue_fills(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 46 on twice as much is generated as the trainer takes, into a queue of 64: it fills, rollouts wait for room, and samples are three updates old when they are used."""
+    """From update 45 on twice as much is generated as the trainer takes, into a queue of 64: it fills, rollouts wait for room, and samples are three updates old when they are used."""
 
     def hurry(sampler: Sampler) -> None:
         if sampler.version == cases_async.BREAK:
@@ -222,12 +222,12 @@ CASES: tuple[Case, ...] = (
         ["sampler-mismatch", "truncated-sampling-correction"], ("ood-drift", "config"), ("drifting", *HEALTHY_STATES), goal="-sampler.kl",
     ),
     _async(
-        "template-changed", f"From update {cases_async.BREAK + 1} on the workers run another version, which sends the bare question without the chat template (AS-15).", template_changed, cases_async.STEPS,
-        ["reward-drop", "reward-collapse", "prompt-drift", "no-rule:worker-changed"], ("collapse", "data", "ood-drift"), ("collapsed", "drifting"), onset=cases_async.BREAK,
+        "template-changed", f"From update {cases_async.BREAK} on the workers run another version, which sends the bare question without the chat template (AS-15).", template_changed, cases_async.STEPS,
+        ["reward-drop", "prompt-drift", "no-rule:worker-changed"], ("collapse", "data", "ood-drift"), ("collapsed", "drifting", *HEALTHY_STATES), onset=cases_async.BREAK - 1,
     ),
     _async(
-        "queue-fills", f"From update {cases_async.BREAK + 1} on twice as much is generated as is trained, into a queue of 64 (AS-08).", queue_fills, cases_async.STEPS,
-        ["rollout-backpressure", "samples-too-stale"], ("efficiency", "ood-drift"), ("drifting", *HEALTHY_STATES), onset=cases_async.BREAK, goal="-rollout.staleness",
+        "queue-fills", f"From update {cases_async.BREAK} on twice as much is generated as is trained, into a queue of 64 (AS-08).", queue_fills, cases_async.STEPS,
+        ["rollout-backpressure", "samples-too-stale"], ("efficiency", "ood-drift"), ("drifting", *HEALTHY_STATES), onset=cases_async.BREAK - 1, goal="-rollout.staleness",
         twin="async_grpo-time-twin", keeps_time=True,
     ),
     _case(

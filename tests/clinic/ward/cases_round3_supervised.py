@@ -99,7 +99,7 @@ def collator_cuts(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def own_samples(folder: str, seed: int, **changes: Any) -> Any:
-    """Four rounds of thirty updates, each on answers that the model before wrote, in which the frequent words became more frequent."""
+    """Four rounds of thirty updates: the first on real answers, each other one on what the model before wrote, in which the frequent words became more frequent."""
     rows = []
     for power in (1, 2, 4, 8):
         answer = partial(_narrow, power=power)
@@ -176,8 +176,8 @@ CASES: tuple[Case, ...] = (
          ["loss-spike", "overfitting", "no-rule:mixture-drift"], ("data", "numerics", "ood-drift", "over-optimization"), ("drifting", "over_optimizing", "diverged"), onset=BREAK),
     _sft("collator-cuts", "The training collator cuts every row at 28 tokens, before most answers begin (SF-04).", collator_cuts, STEPS,
          ["rows-without-labels", "answers-truncated", "end-token-missing"], ("data", "config"), ("stalled", "drifting", "over_optimizing", *LEARNS)),
-    _sft("own-samples", "Four rounds, each on answers in which the frequent words of the round before are more frequent (DI-10).", own_samples, STEPS,
-         ["overfitting", "loss-too-low", "no-rule:trained-on-own-samples"], ("data", "over-optimization", "collapse"), ("over_optimizing", "drifting", "collapsed")),
+    _sft("own-samples", f"From update {STEPS // 4 + 1} on three rounds, each on answers of the model before, in which the frequent words are more frequent (DI-10).", own_samples, STEPS,
+         ["overfitting", "loss-too-low", "no-rule:trained-on-own-samples"], ("data", "over-optimization", "collapse"), ("over_optimizing", "drifting", "collapsed"), onset=STEPS // 4),
     _sft("adapters-frozen", "B of every adapter was left out of what is trained (LO-01).", adapters_frozen, STEPS, ["adapter-not-learning", "gradient-blocked", "gradient-vanished"],
          ("stall", "config"), ("stalled",), twin="sft-lora-twin"),
     _sft("router-certain", "The weights of the routers grow by 4 % with every update (MO-06).", router_certain, STEPS, ["router-saturated"], ("numerics", "collapse"), ("drifting", *LEARNS),

@@ -44,9 +44,7 @@ everything was doubled once, which still cut (1 of 4); it is multiplied by four.
 advised along with the rate. For a rate of 0 in the configuration TRL's default was tried (0 of 2, as the random arm): that advice is in words now.
 A larger label_smoothing against exploding margins was never forked and is no longer advised.
 """
-CURE_FIRST_SCORED_3: dict[str, Any] | None = None
-"""The same of the third round (docs/decisions/0011), by ``--split round-three``. None: nobody has looked."""
-MISSED: dict[str, str] = {
+CURE_MISSED: dict[str, str] = {
     "distillation-cap-short": "In seed 5 one answer of 80 is still cut at the end; in the healthy twins none is.",
     "kto-imbalance": "Resumed from update 30 even the right weight does not bring back the likelihood of the chosen answers. It was judged by the loss before, which holds the weights.",
     "grpo-entropy-bonus": "In seed 5 cut answers are told before the bonus that makes them: the first suggestion is more room for noise.",
