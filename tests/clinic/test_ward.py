@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 from tests.clinic.ward import __main__ as commands
-from tests.clinic.ward import intervals, report, round_two, score
+from tests.clinic.ward import effect, intervals, report, rounds, score
 from tests.clinic.ward.case import HEALTHY_STATES, Case
-from tests.clinic.ward.cases import CASES, ROUND_TWO, by_id
+from tests.clinic.ward.cases import CASES, EVERY, ROUND_THREE, ROUND_TWO, by_id
 from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
 from tests.clinic.ward.onset import Twins, series, visible
-from tests.clinic.ward.record import ROUND_TWO_FOLDER, load, record_all, save, thin
+from tests.clinic.ward.record import FOLDERS, first_recorded, load, record_all, save, thin
 from tests.clinic.ward.score import Alarm, Judged, judge, ranked, set_aside, split_of
 from tests.clinic.ward.tally import first_scored, per_rule, tally
 
@@ -176,13 +176,13 @@ def test_the_set_aside_half_is_a_half() -> None:
     assert split_of(SICK[0], set_aside()["seeds"][0]) != "dev"
 
 
-# -- the second round: nothing here judges its recordings, to do so is to look ---------------------------------------------
+# -- the later rounds: nothing here judges their recordings, to do so is to look ------------------------------------------
 
 
 def test_the_second_round_is_what_its_list_says() -> None:
-    listed = score.round_two()
+    listed = score.listed("two")
     assert sorted(listed["cases"]) == sorted(case.id for case in ROUND_TWO)
-    assert len({case.id for case in (*CASES, *ROUND_TWO)}) == len(CASES) + len(ROUND_TWO)
+    assert len({case.id for case in EVERY}) == len(EVERY)
     assert not set(listed["seeds"]) & ({seed for case in CASES for seed in case.seeds} | set(set_aside()["seeds"]))
     faults = [case for case in ROUND_TWO if case.sick]
     assert len(faults) >= 30
@@ -191,24 +191,43 @@ def test_the_second_round_is_what_its_list_says() -> None:
     assert sum(case.hard for case in ROUND_TWO if len(case.seeds) >= 3) >= 8
     assert {split_of(case, 0) for case in ROUND_TWO} == {"round two: new case"}
     assert split_of(CASES[0], 5) == "round two: new seed"
-    assert round_two.seeds(CASES[0]) == (5, 6)
-    assert round_two.seeds(by_id("grpo-healthy")) == (120, 121)
-    assert round_two.seeds(faults[0]) == faults[0].seeds
+    assert rounds.seeds(rounds.TWO, CASES[0]) == (5, 6)
+    assert rounds.seeds(rounds.TWO, by_id("grpo-healthy")) == (120, 121)
+    assert rounds.seeds(rounds.TWO, faults[0]) == faults[0].seeds
 
 
-@pytest.mark.parametrize("case", ROUND_TWO, ids=lambda case: case.id)
-def test_a_case_of_the_second_round_is_whole(case: Case) -> None:
-    runs = load(case.id, ROUND_TWO_FOLDER)
-    assert set(runs) == set(case.seeds), f"record it: python -m tests.clinic.ward record --round-two {case.id}"
+def test_the_third_round_is_what_its_list_says() -> None:
+    listed = score.listed("three")
+    assert sorted(listed["cases"]) == sorted(case.id for case in ROUND_THREE)
+    trained = {seed for case in (*CASES, *ROUND_TWO) for seed in case.seeds} | set(set_aside()["seeds"]) | set(score.listed("two")["seeds"])
+    assert not trained & {*listed["seeds"], *(seed for case in ROUND_THREE for seed in case.seeds)}
+    faults = [case for case in ROUND_THREE if case.sick]
+    assert len(faults) >= 24
+    assert all(len(case.seeds) == 4 for case in faults)
+    assert len({case.trainer for case in faults}) >= 8
+    assert sum(not case.sick and len(case.seeds) == 3 for case in ROUND_THREE) >= 9
+    assert {split_of(case, case.seeds[0]) for case in ROUND_THREE} == {"round three: new case"}
+    assert split_of(CASES[0], 7) == split_of(ROUND_TWO[0], 7) == "round three: new seed"
+    assert split_of(CASES[0], 5) == "round two: new seed"
+    assert rounds.seeds(rounds.THREE, by_id("orpo-twin")) == (7, 8)
+    assert rounds.seeds(rounds.THREE, faults[0]) == faults[0].seeds
+    for case in (*CASES, *ROUND_TWO):
+        assert set(load(case.id, FOLDERS["three"])) <= set(listed["seeds"])
+
+
+@pytest.mark.parametrize(("which", "case"), [(which, case) for which in (rounds.TWO, rounds.THREE) for case in which.cases], ids=lambda one: getattr(one, "id", ""))
+def test_a_case_of_a_later_round_is_whole(which: rounds.Round, case: Case) -> None:
+    runs = load(case.id, which.folder)
+    assert set(runs) == set(case.seeds), f"record it: python -m tests.clinic.ward record --round-{which.word} {case.id}"
     known = {rule.id for rule in load_rules().rules}
     assert all(root in known or root.startswith(report.NO_RULE) for root in case.roots)
     if case.sick:
         assert not by_id(case.twin).sick
         assert case.categories
         assert 0 <= case.onset < case.steps
-        twins = load(case.twin) or load(case.twin, ROUND_TWO_FOLDER)
+        twins = first_recorded(case.twin)
         assert len(twins) >= 5
-        assert any(case.goal.lstrip("-") in record.get("values", {}) for record in twins[0])
+        assert any(case.goal.lstrip("-") in record.get("values", {}) for record in next(iter(twins.values())))
     for records in runs.values():
         assert records[0]["kind"] == "run_start"
         assert records[-1]["kind"] == "run_end"
@@ -217,50 +236,88 @@ def test_a_case_of_the_second_round_is_whole(case: Case) -> None:
 
 def test_seeds_of_the_second_round_lie_apart() -> None:
     for case in CASES:
-        assert set(load(case.id, ROUND_TWO_FOLDER)) <= set(round_two.seeds(case))
-        assert not set(load(case.id)) & set(round_two.seeds(case))
+        assert set(load(case.id, rounds.TWO.folder)) <= set(rounds.seeds(rounds.TWO, case))
+        assert not set(load(case.id)) & set(rounds.seeds(rounds.TWO, case))
+    for case in (*CASES, *ROUND_TWO):
+        assert not set(rounds.seeds(rounds.THREE, case)) & {*load(case.id), *load(case.id, rounds.TWO.folder)}
 
 
-def test_the_second_round_is_judged_only_by_its_name(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("which", [rounds.TWO, rounds.THREE], ids=lambda which: which.word)
+def test_a_later_round_is_judged_only_by_its_name(which: rounds.Round, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     def looked(*_: object) -> list[Judged]:
         raise AssertionError("looked")
 
-    monkeypatch.setattr(round_two, "judge_all", looked)
+    monkeypatch.setattr(rounds, "judge_all", looked)
     monkeypatch.setattr(commands, "judge_all", lambda cases: [])
     assert commands.main(["score"]) == 0
-    assert commands.main(["score", "--split", "all", ROUND_TWO[0].id]) == 0
+    assert commands.main(["score", "--split", "all", which.cases[0].id]) == 0
     with pytest.raises(AssertionError, match="looked"):
-        commands.main(["score", "--split", "round-two"])
+        commands.main(["score", "--split", f"round-{which.word}"])
 
 
-def _stand_ins() -> list[Judged]:
-    """Two runs of the development half under the second round's name: its own must not be judged by a test."""
+def test_a_later_round_is_recorded_into_its_own_folder(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    asked: list[tuple[str, tuple[int, ...], str]] = []
+
+    def recorded(cases, *, jobs, again, folder, seeds):  # type: ignore[no-untyped-def]
+        asked.extend((case.id, seeds(case), folder.name) for case in cases)
+        return 0
+
+    monkeypatch.setattr(rounds, "record_all", recorded)
+    assert commands.main(["record", "--round-three", "sft-moe-twin", "orpo-twin"]) == 0
+    assert asked == [("sft-moe-twin", by_id("sft-moe-twin").seeds, "recordings_3"), ("orpo-twin", (7, 8), "recordings_3")]
+    asked.clear()
+    assert commands.main(["record", "--round-three"]) == 0
+    assert [case_id for case_id, _, _ in asked] == [case.id for case in ROUND_THREE]
+
+
+def test_the_effect_is_shown_beside_the_twins_that_were_recorded_first() -> None:
+    of_two = by_id("orpo-labels-swapped")
+    assert [records[0]["run"] for records in effect.twins_of(of_two)] == [f"orpo-twin-s{seed}" for seed in range(5)]
+    assert effect.twins_of(by_id("orpo-twin")) == []
+
+
+def _stand_ins(which: rounds.Round = rounds.TWO) -> list[Judged]:
+    """Two runs of the development half under a later round's name: its own must not be judged by a test."""
     sick, twin = by_id("sft-rate-jump"), by_id("sft-twin")
     found = [judge(load(case.id)[0], case, 0, load_rules()) for case in (sick, twin)]
     assert {run.split for run in found} == {"dev"}
-    return [replace(run, split="round two: new case") for run in found]
+    return [replace(run, split=which.parts[0]) for run in found]
 
 
-def test_the_first_look_ends_with_what_why_keeps(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
-    runs = _stand_ins()
-    monkeypatch.setattr(round_two, "judge_all", lambda cases: runs)
-    assert commands.main(["score", "--split", "round-two"]) == 0
+@pytest.mark.parametrize("which", [rounds.TWO, rounds.THREE], ids=lambda which: which.word)
+def test_the_first_look_ends_with_what_why_keeps(which: rounds.Round, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    runs = _stand_ins(which)
+    monkeypatch.setattr(rounds, "judge_all", lambda asked, cases: runs if asked is which else [])
+    assert commands.main(["score", "--split", f"round-{which.word}"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     name, _, value = last.partition(" = ")
-    assert name == "FIRST_SCORED_2"
+    assert name == f"FIRST_SCORED_{which.number}"
     assert ast.literal_eval(value) == first_scored(tally(runs, {case.id: case for case in CASES}))
 
 
-def test_a_page_with_the_second_round_is_judged_by_it(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_page_is_judged_by_the_newest_round_that_was_scored(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     runs = _stand_ins()
-    monkeypatch.setattr(report, "FIRST_SCORED_2", first_scored(tally(runs, {case.id: case for case in CASES})))
+    kept = first_scored(tally(runs, {case.id: case for case in CASES}))
+    monkeypatch.setattr(report, "FIRST_SCORED_3", None)
+    monkeypatch.setattr(report, "FIRST_SCORED_2", kept)
     monkeypatch.setattr(report, "judge_all", lambda cases: [replace(run, split="dev") for run in runs])
-    monkeypatch.setattr(round_two, "judge_all", lambda: runs)
+    monkeypatch.setattr(rounds, "judge_all", lambda which: [replace(run, split=which.parts[0]) for run in runs])
     monkeypatch.setattr(report.peer_scores, "section", lambda found, cases: "")
     page = report.build()
     assert "| round two, as first scored | met | round two, today | set aside, as first scored | set aside, today | development half |" in page
     assert "## The second round" in page
     assert report.ROUND_TWO_JUDGES in page
+    assert "round three" not in page
+    monkeypatch.setattr(report, "FIRST_SCORED_3", kept)
+    page = report.build()
+    assert (
+        "| round three, as first scored | met | round three, today | round two, as first scored | round two, today | "
+        "set aside, as first scored | set aside, today | development half |"
+    ) in page
+    assert page.index("## The third round") < page.index("## The second round")
+    assert "| round three: new case | " in page
+    assert report.ROUND_THREE_JUDGES in page
+    monkeypatch.setattr(report, "FIRST_SCORED_3", None)
     monkeypatch.setattr(report, "FIRST_SCORED_2", None)
     page = report.build()
     assert "round two" not in page
@@ -281,14 +338,16 @@ def test_goals_are_judged_by_the_first_look_at_the_first_column() -> None:
     assert all(line.count(" | ") == two[2].count(" | ") for line in (*two[4:], *two[2:3]) if line)
 
 
-def test_the_part_on_the_second_round_names_what_has_no_rule() -> None:
+@pytest.mark.parametrize("which", [rounds.TWO, rounds.THREE], ids=lambda which: which.word)
+def test_the_part_on_a_later_round_names_what_has_no_rule(which: rounds.Round) -> None:
     cases = {"x-fault": _case(), "y-fault": _case(id="y-fault", roots=("no-rule:x",)), "x-twin": _case(id="x-twin", roots=(), onset=0)}
     runs = [_judged((60, "a")), replace(_judged((60, "b")), case="y-fault"), replace(_judged(sick=False, states=("steady",)), case="x-twin")]
-    text = report.second_round([replace(run, split="round two: new case") for run in runs], cases)
+    text = report.of_round(which, [replace(run, split=which.parts[0]) for run in runs], cases)
+    assert text.startswith(f"## {which.title}\n")
     assert "Of 2 new faults 1 have a cause that no rule's title says" in text
     assert "| x-fault | A fault. | 50 | 1/1 | 5.0 | 1/1 | a | collapsed (1/1) |" in text
     assert "| x-twin | A fault. | healthy | 0/1 warned |" in text
-    assert report.second_round([], cases) == ""
+    assert report.of_round(which, [], cases) == ""
 
 
 def test_judging_a_recording_is_deterministic() -> None:

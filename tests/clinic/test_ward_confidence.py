@@ -46,7 +46,7 @@ def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Case]:
         record.save(one.id, {seed: stream(one.id, seed) for seed in seeds}, tmp_path)
     monkeypatch.setattr(ward, "path_of", lambda case_id: record.path_of(case_id, tmp_path))
     monkeypatch.setattr(score, "set_aside", lambda: {"faults": ["aside"], "seeds": [3]})
-    monkeypatch.setattr(score, "round_two", lambda: {"cases": [], "seeds": [7]})
+    monkeypatch.setattr(score, "listed", lambda word: {"cases": [], "seeds": [7] if word == "two" else []})
     return cases
 
 

@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tests.clinic.ward import cure, record, round_two
+from tests.clinic.ward import cure, record, rounds
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.cases import CASES, ROUND_TWO, by_id
+from tests.clinic.ward.cases import CASES, EVERY, by_id
 from tests.clinic.ward.score import Judged, judge_all, right_verdict
 from tests.clinic.ward.tally import first_scored, tally
 
@@ -22,10 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     recording.add_argument("cases", nargs="*", metavar="CASE", help="default: all")
     recording.add_argument("--jobs", type=int, default=2)
     recording.add_argument("--again", action="store_true", help="also what was recorded before")
-    recording.add_argument("--round-two", action="store_true", help="the second round: its own cases, and its seeds of the first round's")
+    for name in rounds.ROUNDS:
+        recording.add_argument(f"--{name}", dest="round", action="store_const", const=name, help="that round: its own cases, and its seeds of older cases that are named")
     scoring = parts.add_parser("score", help="judge the recordings, print a line per run")
     scoring.add_argument("cases", nargs="*", metavar="CASE", help="default: all that are not set aside")
-    scoring.add_argument("--split", choices=("dev", "aside", "all", "round-two"), default="dev")
+    scoring.add_argument("--split", choices=("dev", "aside", "all", *rounds.ROUNDS), default="dev")
     curing = parts.add_parser("cure", help="fork at the alarm: carry on, ours, random, right")
     curing.add_argument("cases", nargs="*", metavar="CASE", help="default: all that a parameter cures")
     curing.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="5 and more were never recorded: unseen")
@@ -41,14 +42,15 @@ def main(argv: list[str] | None = None) -> int:
 
         return report.write(check=options.check)
     if options.part == "list":
-        for case in (*CASES, *ROUND_TWO):
+        for case in EVERY:
             print(f"{case.id:36} {'sick from ' + str(case.onset) if case.sick else 'healthy':14} {', '.join(case.roots)}")
         return 0
     cases = [by_id(name) for name in options.cases]
     if options.part == "score":
         return _score(cases, options.split)
-    if options.part == "record" and options.round_two:
-        return int(round_two.record(cases or ROUND_TWO, jobs=options.jobs, again=options.again) > 0)
+    if options.part == "record" and options.round:
+        which = rounds.ROUNDS[options.round]
+        return int(rounds.record(which, cases or which.cases, jobs=options.jobs, again=options.again) > 0)
     cases = cases or list(CASES)
     if options.part == "cure":
         part = "lead" if options.lead else "forks"
@@ -66,18 +68,18 @@ def _score(cases: Sequence[Case], split: str) -> int:
         said = " ".join([*early, *(f"{alarm.rule}@{alarm.step}{'*' if alarm.severity == 'error' else ''}" for alarm in run.after or (run.alarms if not run.sick else []))])
         verdict = "" if right_verdict(run, case) else f" (want {'/'.join(case.verdicts)})"
         print(f"{mark} {run.case:30} s{run.seed:<3} on {run.onset:<3} seen {run.visible or '-'!s:4} [{run.states[-1] if run.states else '-'}{verdict}] {said or 'silent'}")
-    scores = tally(runs, {case.id: case for case in (*CASES, *ROUND_TWO)})
+    scores = tally(runs, {case.id: case for case in EVERY})
     for name in ("detected", "named", "false_rate", "false_runs", "delay", "first", "three", "category", "sick_verdict", "healthy_verdict", "lines"):
         print(f"{name:16} {getattr(scores, name)}")
-    if split == "round-two":
-        print(f"FIRST_SCORED_2 = {first_scored(scores)}")
+    if split in rounds.ROUNDS:
+        print(f"FIRST_SCORED_{rounds.ROUNDS[split].number} = {first_scored(scores)}")
     return 0
 
 
 def _judged(cases: Sequence[Case], split: str) -> list[Judged]:
-    """Runs of a split; all cases when none is named. The second round is judged only when it is asked for by its name."""
-    if split == "round-two":
-        return round_two.judge_all(cases)
+    """Runs of a split; all cases when none is named. A later round is judged only when it is asked for by its name."""
+    if split in rounds.ROUNDS:
+        return rounds.judge_all(rounds.ROUNDS[split], cases)
     runs = judge_all(cases or CASES)
     return [run for run in runs if split == "all" or (run.split == "dev") == (split == "dev")]
 

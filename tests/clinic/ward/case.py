@@ -25,13 +25,13 @@ class Case:
     """One fault, or one way to be healthy.
 
     Attributes:
-        id: ``<trainer>-<fault in words>``; its recordings are ``recordings/<id>.jsonl.xz`` (``recordings_2`` for the second round).
+        id: ``<trainer>-<fault in words>``; its recordings are ``recordings/<id>.jsonl.xz`` (``recordings_2`` and ``recordings_3`` for the later rounds).
         trainer: Name of the trainer as rules write it (``grpo``, ``sft``, ...).
         what: One sentence: what was planted and how, or what is varied in a healthy case.
         build: Builds the training, see `Build`.
         steps: Optimizer updates of a run.
         onset: Updates before the fault acts: 0 when it is there from the start, 60 when update 61 is the first sick one.
-        roots: Ids of rules that name the cause. Empty: the run is healthy, and every warning in it is a false alarm. In the second round
+        roots: Ids of rules that name the cause. Empty: the run is healthy, and every warning in it is a false alarm. In a later round
             one that begins with ``no-rule:`` is what a person would say where no rule's title does; no finding can match it.
         categories: Categories of the mission that describe the disease.
         verdicts: States that the last verdict may have.

@@ -13,6 +13,9 @@ from tests.clinic.ward import (
     cases_round2_preference,
     cases_round2_rl,
     cases_round2_supervised,
+    cases_round3_preference,
+    cases_round3_rl,
+    cases_round3_supervised,
     cases_supervised,
 )
 from tests.clinic.ward.case import Case
@@ -29,15 +32,18 @@ CASES: tuple[Case, ...] = (
 )
 ROUND_TWO: tuple[Case, ...] = (*cases_round2_rl.CASES, *cases_round2_preference.CASES, *cases_round2_supervised.CASES)
 """What the second round adds: faults and healthy settings that were written after the rules, by somebody who did not read them (docs/decisions/0009)."""
+ROUND_THREE: tuple[Case, ...] = (*cases_round3_rl.CASES, *cases_round3_preference.CASES, *cases_round3_supervised.CASES)
+"""The same of the third round: faults that were drawn by lot from the catalogue of failures (docs/decisions/0011)."""
+EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE)
 
 
 def by_id(case_id: str) -> Case:
-    """The case of that id, of either round.
+    """The case of that id, of any round.
 
     Raises:
         KeyError: There is none.
     """
-    for case in (*CASES, *ROUND_TWO):
+    for case in EVERY:
         if case.id == case_id:
             return case
     raise KeyError(f"no case {case_id!r}; `python -m tests.clinic.ward list` prints them")

@@ -1,9 +1,9 @@
 """Whether a planted fault acts, seen without any rule: the goal and a few signals at the end of a run beside those of its healthy twins.
 
     python -m tests.clinic.ward.effect CASE...                trains a seed that no recording has, prints a line, keeps nothing
-    python -m tests.clinic.ward.effect --recorded CASE...     the same from the recordings of the second round
+    python -m tests.clinic.ward.effect --recorded CASE...     the same from the recordings of the later rounds
 
-It is how the second round was chosen (docs/decisions/0009): nothing here imports a rule or a finding.
+It is how the later rounds were chosen (docs/decisions/0009 and 0011): nothing here imports a rule or a finding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from tests.clinic.ward.case import Case
 from tests.clinic.ward.cases import by_id
 from tests.clinic.ward.onset import Series, Twins, series, visible
-from tests.clinic.ward.record import ROUND_TWO_FOLDER, Records, load, record
+from tests.clinic.ward.record import FOLDER, FOLDERS, Records, first_recorded, load, record
 
 TRIAL_SEED = 9
 LAST = 10
@@ -49,8 +49,8 @@ def row(case: Case, records: Records, twins: Sequence[Records]) -> str:
 
 
 def twins_of(case: Case) -> list[Records]:
-    """Healthy twins, of either round; none for a healthy case."""
-    return [*(load(case.twin) or load(case.twin, ROUND_TWO_FOLDER)).values()] if case.twin else []
+    """Healthy twins, of the first round that has them; none for a healthy case."""
+    return [*first_recorded(case.twin).values()] if case.twin else []
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,13 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.clinic.ward.effect", description="Does the fault act? Without any rule.")
     parser.add_argument("cases", nargs="+", metavar="CASE")
     parser.add_argument("--seed", type=int, default=TRIAL_SEED, help="seed to train with")
-    parser.add_argument("--recorded", action="store_true", help="train nothing: look at what is recorded of the second round")
+    parser.add_argument("--recorded", action="store_true", help="train nothing: look at what is recorded of the later rounds")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     failed = 0
     for case in map(by_id, options.cases):
         if options.recorded:
-            runs = [*load(case.id, ROUND_TWO_FOLDER).values()]
+            runs = [records for folder in FOLDERS.values() if folder != FOLDER for records in load(case.id, folder).values()]
         else:
             try:
                 runs = [record(case, options.seed)]

@@ -25,8 +25,8 @@ from typing import Any
 from tests.clinic.ward.case import Case
 
 FOLDER = Path(__file__).parent / "recordings"
-ROUND_TWO_FOLDER = Path(__file__).parent / "recordings_2"
-"""The second round lies apart: whoever judges or calibrates on `FOLDER` cannot meet it by accident."""
+FOLDERS = {"one": FOLDER, "two": Path(__file__).parent / "recordings_2", "three": Path(__file__).parent / "recordings_3"}
+"""Later rounds lie apart: whoever judges or calibrates on `FOLDER` cannot meet them by accident."""
 DIGITS = 6
 """Significant digits kept: far below the noise of any signal, and a third of the size."""
 _OF_THE_MACHINE = ("time.", "memory.", "device.")
@@ -57,6 +57,11 @@ def load(case_id: str, folder: Path = FOLDER) -> dict[int, Records]:
                 current = runs.setdefault(int(record["run"].rsplit("-s", 1)[1]), [])
             current.append(record)
     return runs
+
+
+def first_recorded(case_id: str) -> dict[int, Records]:
+    """Seed to records, as the first round that has the case recorded it; empty when none does."""
+    return next((runs for folder in FOLDERS.values() if (runs := load(case_id, folder))), {})
 
 
 def save(case_id: str, runs: dict[int, Records], folder: Path = FOLDER) -> None:

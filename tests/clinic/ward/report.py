@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.clinic.ward import cure, logs_only, peer_scores, plots, round_two
+from tests.clinic.ward import cure, logs_only, peer_scores, plots, rounds
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.cases import CASES, ROUND_TWO
+from tests.clinic.ward.cases import CASES, EVERY
 from tests.clinic.ward.cure import ARMS
-from tests.clinic.ward.score import ROUND_TWO_SPLITS, Judged, judge_all, right_verdict, set_aside
+from tests.clinic.ward.score import Judged, judge_all, right_verdict, set_aside
 from tests.clinic.ward.tally import Rate, Share, Tally, per_rule, tally
-from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, FIRST_SCORED_2, MISSED, TRIED
+from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, FIRST_SCORED_2, FIRST_SCORED_3, MISSED, TRIED
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmark.md"
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +44,7 @@ one fault decides: read the table by case as well.
 
 ROUND_ONE_JUDGES = "only they count for the goals"
 ROUND_TWO_JUDGES = "the goals were judged by them until a second round of faults was scored (docs/decisions/0009), which counts now"
+ROUND_THREE_JUDGES = "the goals were judged by them until a second and then a third round of faults were scored (docs/decisions/0009 and 0011), the last of which counts now"
 
 
 def build() -> str:
@@ -52,14 +53,16 @@ def build() -> str:
     cases = {case.id: case for case in CASES}
     aside = [run for run in found if run.split != "dev"]
     dev = [run for run in found if run.split == "dev"]
-    second = round_two.judge_all() if FIRST_SCORED_2 else []  # to judge it is to look at it: not before it was scored on purpose
-    every = {case.id: case for case in (*CASES, *ROUND_TWO)}
-    columns = [("set aside", FIRST_SCORED, tally(aside, cases)), ("development half", None, tally(dev, cases))]
-    if FIRST_SCORED_2:
-        columns.insert(0, ("round two", FIRST_SCORED_2, tally(second, every)))
+    every = {case.id: case for case in EVERY}
+    # To judge a round is to look at it: not before it was scored on purpose.
+    later = [(which, kept, rounds.judge_all(which)) for which, kept in ((rounds.THREE, FIRST_SCORED_3), (rounds.TWO, FIRST_SCORED_2)) if kept]
+    runs = [run for _, _, those in later for run in those]
+    columns: list[Column] = [(f"round {which.word}", kept, tally(those, every)) for which, kept, those in later]
+    columns += [("set aside", FIRST_SCORED, tally(aside, cases)), ("development half", None, tally(dev, cases))]
+    judged = ROUND_THREE_JUDGES if FIRST_SCORED_3 else ROUND_TWO_JUDGES if FIRST_SCORED_2 else ROUND_ONE_JUDGES
     parts = [
-        HEAD.format(judged=ROUND_TWO_JUDGES if FIRST_SCORED_2 else ROUND_ONE_JUDGES), _counts(found, cases), goals(columns, *_cured(cases, unseen=True)), _parts([*second, *aside], every), second_round(second, every), _by_case(found, cases),
-        _healthy(found, cases), _rules(found, cases), _cure(cases), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *second], every),
+        HEAD.format(judged=judged), _counts(found, cases), goals(columns, *_cured(cases, unseen=True)), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
+        _healthy(found, cases), _rules(found, cases), _cure(cases), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *runs], every),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
 
@@ -146,21 +149,21 @@ def _points(uplift: float | None) -> str:
 
 def _parts(aside: Sequence[Judged], cases: Mapping[str, Case]) -> str:
     rows = []
-    for name in (*ROUND_TWO_SPLITS, "new fault", "new seed"):
+    for name in (*rounds.THREE.parts, *rounds.TWO.parts, "new fault", "new seed"):
         runs = [run for run in aside if run.split == name]
         if not runs:
             continue
         scores = tally(runs, cases)
         rows.append((name, scores.detected, scores.first, scores.sick_verdict, scores.delay, scores.false_runs))
-    parts = {2: "two", 4: "four"}.get(len(rows), len(rows))
+    parts = {2: "two", 4: "four", 6: "six"}.get(len(rows), len(rows))
     return f"What was set aside, in its {parts} parts: faults of which no seed was looked at, and unseen seeds of known faults and healthy settings.\n\n" + _table(
         ("part", "detected", "root first", "verdict of sick runs", "median delay", "healthy runs warned"), rows
     )
 
 
-def second_round(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
-    """The second round's faults and healthy settings one by one, and the first round's cases with new seeds together; empty without runs."""
-    new = [run for run in found if run.split == ROUND_TWO_SPLITS[0]]
+def of_round(which: rounds.Round, found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
+    """A later round's faults and healthy settings one by one; empty without runs."""
+    new = [run for run in found if run.split == which.parts[0]]
     if not found:
         return ""
     rows = []
@@ -175,12 +178,11 @@ def second_round(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
     sick = {run.case for run in new if run.sick}
     nameless = sum(any(root.startswith(NO_RULE) for root in cases[case_id].roots) for case_id in sick)
     text = (
-        "Faults, healthy settings and seeds that were written after the rules, by somebody who did not read them, and recorded before anybody scored them "
-        f"(docs/decisions/0009). Of {len(sick)} new faults {nameless} have a cause that no rule's title says: there a true description of the effect counts as "
+        f"{which.chosen} Of {len(sick)} new faults {nameless} have a cause that no rule's title says: there a true description of the effect counts as "
         "named, where one exists.\n\n"
     )
     head = ("case", "what", "healthy updates before", "detected", "median delay", "root first", "first headline", "last verdict (right)")
-    return "## The second round\n\n" + text + _table(head, rows)
+    return f"## {which.title}\n\n" + text + _table(head, rows)
 
 
 def _by_case(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:

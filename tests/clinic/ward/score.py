@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.onset import Series, Twins, series, visible
-from tests.clinic.ward.record import FOLDER, Records, load, run_id
+from tests.clinic.ward.record import FOLDER, Records, first_recorded, load, run_id
 
 from trainvitals.engine import Engine
 from trainvitals.events import Item
@@ -20,11 +20,11 @@ from trainvitals.readers import own
 from trainvitals.rulelang.loader import RuleSet, load_rules
 
 SET_ASIDE = Path(__file__).with_name("set_aside.json")
-SET_ASIDE_2 = Path(__file__).with_name("set_aside_2.json")
+LISTS = {"three": Path(__file__).with_name("set_aside_3.json"), "two": Path(__file__).with_name("set_aside_2.json")}
+"""What each later round consists of, the newest first: a new seed of an older round's case belongs to the round that added the seed."""
 OF_THE_MACHINE = frozenset({"throughput-drop", "training-stalled"})
 """True or not depends on what else ran on the machine; recordings carry no times unless the case is about them."""
-Split = Literal["dev", "new fault", "new seed", "round two: new case", "round two: new seed"]
-ROUND_TWO_SPLITS: tuple[Split, ...] = ("round two: new case", "round two: new seed")
+Split = Literal["dev", "new fault", "new seed", "round two: new case", "round two: new seed", "round three: new case", "round three: new seed"]
 
 
 @dataclass
@@ -91,19 +91,26 @@ def set_aside() -> dict[str, Any]:
     return loaded
 
 
-def round_two() -> dict[str, Any]:
-    """The list of the second round: cases that are new, and seeds of the cases that are not."""
-    loaded: dict[str, Any] = json.loads(SET_ASIDE_2.read_text())
+def listed(word: str) -> dict[str, Any]:
+    """The list of a later round: cases that are new, and seeds of the cases that are not."""
+    loaded: dict[str, Any] = json.loads(LISTS[word].read_text())
     return loaded
+
+
+def splits(word: str) -> tuple[Split, Split]:
+    """The two parts of a later round."""
+    return cast("tuple[Split, Split]", (f"round {word}: new case", f"round {word}: new seed"))
 
 
 def split_of(case: Case, seed: int) -> Split:
     """Which part a run belongs to."""
-    aside, second = set_aside(), round_two()
-    if case.id in second["cases"]:
-        return "round two: new case"
-    if seed in second["seeds"]:
-        return "round two: new seed"
+    aside = set_aside()
+    for word in LISTS:
+        later, (new_case, new_seed) = listed(word), splits(word)
+        if case.id in later["cases"]:
+            return new_case
+        if seed in later["seeds"]:
+            return new_seed
     if case.id in aside["faults"]:
         return "new fault"
     return "new seed" if seed in aside["seeds"] else "dev"
@@ -159,8 +166,8 @@ def judge_all(cases: Iterable[Case], rules: RuleSet | None = None, folder: Path 
     for case in cases:
         runs = load(case.id, folder)
         if case.sick and case.twin not in twins:
-            # A twin of the first round serves the second as well, with the seeds that it had: the oracle must not move with new ones.
-            twins[case.twin] = Twins(series(records) for records in (load(case.twin) or load(case.twin, folder)).values())
+            # A twin of an older round serves the newer ones as well, with the seeds that it had: the oracle must not move with new ones.
+            twins[case.twin] = Twins(series(records) for records in first_recorded(case.twin).values())
         for seed in sorted(runs):
             judged = judge(runs[seed], case, seed, rules)
             if case.sick:

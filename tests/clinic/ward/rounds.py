@@ -1,0 +1,85 @@
+"""The later rounds: faults, healthy settings and seeds that were chosen after the rules were written, without a look at them.
+
+``set_aside_2.json`` and ``set_aside_3.json`` list them, ``recordings_2`` and ``recordings_3`` hold them, docs/decisions/0009 and 0011 say how
+they were chosen. Nothing of a round is judged by ``make clinic`` until `why` says what it gave the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.clinic.ward.case import SICK_SEEDS, Case
+from tests.clinic.ward.cases import CASES, ROUND_THREE, ROUND_TWO
+from tests.clinic.ward.record import FOLDERS, record_all
+from tests.clinic.ward.score import Judged, Split, listed, splits
+from tests.clinic.ward.score import judge_all as judge_in
+
+from trainvitals.rulelang.loader import RuleSet
+
+MANY = 100
+"""Seeds from here on belong to healthy cases whose settings are drawn by the seed."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One later round.
+
+    Attributes:
+        word: Its name: ``round two`` on the page, ``--round-two`` and ``--split round-two`` on the command line.
+        number: Its place, in `why`'s ``FIRST_SCORED_2``.
+        title: Of its part of the page.
+        chosen: How it was chosen, in a sentence.
+        cases: What is new in it.
+        older: Cases of earlier rounds, of which it may have new seeds.
+    """
+
+    word: str
+    number: int
+    title: str
+    chosen: str
+    cases: tuple[Case, ...]
+    older: tuple[Case, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where its recordings lie."""
+        return FOLDERS[self.word]
+
+    @property
+    def parts(self) -> tuple[Split, Split]:
+        """Its new cases, and its new seeds of older ones."""
+        return splits(self.word)
+
+
+TWO = Round(
+    "two", 2, "The second round",
+    "Faults, healthy settings and seeds that were written after the rules, by somebody who did not read them, and recorded before anybody scored them (docs/decisions/0009).",
+    ROUND_TWO, CASES,
+)  # fmt: skip
+THREE = Round(
+    "three", 3, "The third round",
+    "Faults that were drawn by lot from a catalogue of failures, new healthy settings and seeds, written by somebody who did not read the rules, and recorded before anybody scored them (docs/decisions/0011).",
+    ROUND_THREE, (*CASES, *ROUND_TWO),
+)  # fmt: skip
+ROUNDS = {f"round-{each.word}": each for each in (TWO, THREE)}
+
+
+def seeds(which: Round, case: Case) -> tuple[int, ...]:
+    """Seeds of a case in that round: its own when it is new, otherwise those that the list adds to a case of its kind."""
+    found = listed(which.word)
+    if case.id in found["cases"]:
+        return case.seeds
+    few = set(case.seeds) <= set(SICK_SEEDS)
+    return tuple(seed for seed in found["seeds"] if (seed < MANY) == few)
+
+
+def record(which: Round, cases: Iterable[Case], *, jobs: int, again: bool = False) -> int:
+    """Record what is missing of that round. Returns how many runs failed."""
+    return record_all(cases, jobs=jobs, again=again, folder=which.folder, seeds=lambda case: seeds(which, case))
+
+
+def judge_all(which: Round, cases: Sequence[Case] = (), rules: RuleSet | None = None) -> list[Judged]:
+    """Every recorded run of that round, of all cases or of some. To call it is to look: see docs/decisions/0009."""
+    return judge_in(cases or (*which.older, *which.cases), rules, which.folder)
