@@ -44,6 +44,12 @@ SINGLES = frozenset({
 SIGNALS = _REWARDS | _LOSS | _CLIP | _SEQUENCE | _GAP | _GENERATE
 """Signals that only these wraps give. verl and others log some of them themselves."""
 
+_SHAPES = frozenset({
+    "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "num_beams", "penalty_alpha", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "bad_words_ids", "bad_words", "suppress_tokens", "sequence_bias", "logit_bias",
+    "min_tokens", "min_length", "min_new_tokens", "allowed_token_ids", "guided_decoding", "structured_outputs", "logits_processors",
+})  # fmt: skip
+# Keys of `generation_kwargs` by which samples are meant to differ from the policy. A temperature is none of them: the trainer has its own.
 _STEP_LIMIT = 4096  # as in hooks.py
 _ONE = torch.tensor([0.0, 1.0, 1.0, 1.0])  # ratio statistics of a micro-batch that the policy itself sampled
 
@@ -69,7 +75,7 @@ def install(hooks: Hooks) -> None:
         return  # a copy of the trainer with a loss of its own (Unsloth): there are no ratios to read
     hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
     gives = _LOSS | (_CLIP if reader.clips else frozenset()) | (_SEQUENCE if reader.clips and reader.sequence else frozenset())
-    gives |= frozenset() if reader.replays else _GAP
+    gives |= frozenset() if reader.differs else _GAP
     hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=gives, needed=True)
     hooks.at_step_end.append(reader.step_end)
 
@@ -89,7 +95,8 @@ class _Sampling:
         self.clips = clip_range(trainer) is not None
         level = getattr(trainer, "importance_sampling_level", "token")
         self.sequence = hasattr(trainer, "reward_clip_range") or level in {"sequence", "sequence_token"}
-        self.replays = hasattr(trainer, "replay_buffer")  # then some samples are of an older policy, as they should be
+        # Samples that are of another policy on purpose: an older one's, or those of a distribution cut to shape.
+        self.differs = hasattr(trainer, "replay_buffer") or not _SHAPES.isdisjoint(getattr(trainer.args, "generation_kwargs", None) or ())
         self._told = not (self.clips and self.sequence)
         self._ratios: list[torch.Tensor] = []
         self._gaps: list[torch.Tensor] = []
@@ -159,7 +166,7 @@ class _Sampling:
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
-        if self._fresh and not self.replays and entropies is not None and entropies.shape == logps.shape:
+        if self._fresh and not self.differs and entropies is not None and entropies.shape == logps.shape:
             self._gaps.append(gap_stats(logps, entropies, mask))
         low, high = clip_range(self._hooks.trainer) or (0.0, math.inf)
         if "old_logps" in inputs:  # RLOO: one ratio per sequence, of summed log-probabilities
