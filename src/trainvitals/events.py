@@ -141,6 +141,8 @@ class PolicyEvent(Event):
     ratio_outside_fraction: float | None = signal("fraction", "Share of completion tokens (sequences when sequence-level) whose importance ratio lies outside [1-eps_low, 1+eps_high], from per-token ratios.", low=0, high=1, emitters="grpo rloo async_grpo", per="either")
     ratio_mean: float | None = signal("ratio", "Mean importance ratio new/old policy over completion tokens.", low=0, emitters="grpo rloo ppo async_grpo", per="either")
     ratio_max: float | None = signal("ratio", "Largest importance ratio of the step.", low=0, emitters="grpo rloo ppo async_grpo", per="either")
+    sampling_gap: float | None = signal("nats", "Mean over completion tokens of -log p of the sampled token minus the policy's entropy at its place, before the policy is updated on them: 0 when the policy itself sampled them, above when the sampler is hotter, older, another model or barred from likely tokens, below when it is colder.", emitters="grpo rloo", cadence="rollout", per="token")
+    sampling_gap_error: float | None = signal("nats", "Standard error of sampling_gap: what chance alone gives it in one batch.", low=0, emitters="grpo rloo", cadence="rollout", per="token")
     clip_low: float | None = signal("ratio", "Lower end of the clip range, 1 - epsilon.", low=0, high=1, emitters="grpo rloo ppo async_grpo", cadence="once")
     clip_per_sequence: float | None = signal("fraction", "1 when the clip range applies to one ratio per sequence (RLOO, GSPO), else not given.", low=0, high=1, emitters="grpo rloo", cadence="once")
     clip_high: float | None = signal("ratio", "Upper end of the clip range, 1 + epsilon_high (CISPO: epsilon_high).", low=0, emitters="grpo rloo ppo async_grpo", cadence="once")

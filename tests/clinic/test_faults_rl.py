@@ -107,6 +107,13 @@ def planted(folder: Path, step: int, fault: Any, **changes: Any) -> Any:
     return trainer
 
 
+def as_the_policy(folder: Path) -> dict[str, Any]:
+    """For a sampler that stands for a policy which writes like that itself: nobody asks whose the samples are."""
+    path = folder / "overrides.yaml"
+    path.write_text("rules: [{id: samples-from-another-policy, disable: true, reason: the sampler stands for the policy}]\n")
+    return {"overrides": [path]}
+
+
 def test_the_healthy_twin_is_silent(tmp_path, observe):
     """Its completions drift far from where they began, and the reward rises with them."""
     trainer = tiny.grpo(str(tmp_path), max_steps=125, **HEALTHY)
@@ -117,13 +124,29 @@ def test_the_healthy_twin_is_silent(tmp_path, observe):
     assert not patient.off
 
 
+@pytest.mark.parametrize(("setting", "value", "what"), [("temperature", 4.0, "a hotter, an older or a restricted sampler"), ("top_k", 1, "a colder or a greedy sampler")])
+def test_a_sampler_that_is_another_one(tmp_path, observe, setting, value, what):
+    """Temperature 4 where the trainer reckons with 1, or the likeliest token always: told by what the policy thinks of its samples."""
+    patient = observe(planted(tmp_path, 20, lambda trainer: setattr(trainer.generation_config, setting, value), max_steps=34))
+    assert patient.loud.keys() == {"samples-from-another-policy"}
+    assert 20 < patient.loud["samples-from-another-policy"] <= 34
+    assert what in said(patient, "samples-from-another-policy")
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1.5}, {"num_iterations": 2, "learning_rate": 5e-4}, {"top_p": 0.8}])
+def test_samples_that_are_as_they_are_meant_to_be(tmp_path, observe, settings):
+    """A high temperature that both sides know of, samples that are used twice, and tokens cut off on purpose."""
+    patient = observe(tiny.grpo(str(tmp_path), max_steps=34, **{**HEALTHY, **settings}))
+    assert "samples-from-another-policy" not in patient.fired
+
+
 def test_a_sampler_that_turns_greedy(tmp_path, observe):
     """The policy and its entropy stay as they were; only the samples become copies."""
 
     def greedy(trainer: Any) -> None:
         trainer.generation_config.top_k = 1
 
-    patient = observe(planted(tmp_path, 30, greedy, reward=taste, max_steps=62, **{**HEALTHY, "learning_rate": 1e-5}))
+    patient = observe(planted(tmp_path, 30, greedy, reward=taste, max_steps=62, **{**HEALTHY, "learning_rate": 1e-5}), **as_the_policy(tmp_path))
     assert patient.loud.keys() == {"mode-collapse"}
     assert 30 < patient.loud["mode-collapse"] <= 60
     assert "Groups of copies teach nothing" in said(patient, "mode-collapse")
@@ -135,7 +158,7 @@ def test_answers_that_end_too_early(tmp_path, observe):
     def hurry(trainer: Any) -> None:
         trainer.generation_config.sequence_bias = {(tiny.END_ID,): 5.0}
 
-    patient = observe(planted(tmp_path, 30, hurry, reward=letters, max_steps=52))
+    patient = observe(planted(tmp_path, 30, hurry, reward=letters, max_steps=52), **as_the_policy(tmp_path))
     assert patient.loud.keys() == {"length-collapse"}
     assert 30 < patient.loud["length-collapse"] <= 50
     assert "the policy stops before it has answered" in said(patient, "length-collapse")
@@ -158,7 +181,7 @@ def test_completions_that_change_without_a_gain(tmp_path, observe):
         trainer.generation_config.sequence_bias = {(token,): 3.0 for token in ids}
 
     settings = {**HEALTHY, "learning_rate": 1e-5}
-    patient = observe(planted(tmp_path, 40, accent, reward=Moody(), max_steps=102, **settings))
+    patient = observe(planted(tmp_path, 40, accent, reward=Moody(), max_steps=102, **settings), **as_the_policy(tmp_path))
     assert patient.loud.keys() == {"completion-drift"}
     assert 40 < patient.loud["completion-drift"] <= 102
     assert "the policy moved away and gained nothing" in said(patient, "completion-drift")

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from trainvitals.integrations.grpo import (
     RewardRange,
     common_length,
+    gap_signals,
+    gap_stats,
     group_overlap,
     length_correlation,
     ratio_signals,
@@ -200,3 +202,38 @@ def test_micro_batches_are_weighted_by_their_tokens():
     three = ratio_stats(torch.zeros(1, 3), None, torch.ones(1, 3), 0.8, 1.2, sequence=False)
     assert ratio_signals([one, three])["policy.ratio_outside_fraction"] == pytest.approx(0.25)
     assert ratio_signals([]) == {}
+
+
+def test_the_sampling_gap_is_zero_for_who_sampled_and_its_error_is_right():
+    """Over 400 batches of 4 x 40 tokens the gap in standard errors has mean 0 and spread 1, whatever the distributions are."""
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(heat: float) -> dict[str, float]:
+        logits = 2.0 * torch.randn(4, 40, 30, generator=generator)
+        logps = logits.log_softmax(-1)
+        drawn = torch.multinomial((logits / heat).softmax(-1).reshape(-1, 30), 1, generator=generator).reshape(4, 40, 1)
+        entropies = -(logps.exp() * logps).sum(-1)
+        return gap_signals([gap_stats(logps.gather(-1, drawn).squeeze(-1), entropies, torch.ones(4, 40))])
+
+    errors = np.asarray([one["policy.sampling_gap"] / one["policy.sampling_gap_error"] for one in (batch(1.0) for _ in range(400))])
+    assert abs(errors.mean()) < 0.15
+    assert errors.std() == pytest.approx(1.0, abs=0.1)
+    assert batch(1.2)["policy.sampling_gap"] > 0.1
+    assert batch(0.8)["policy.sampling_gap"] < -0.1
+
+
+def test_the_sampling_gap_counts_the_policys_own_tokens():
+    logps, entropies = torch.tensor([[-1.0, -2.0, -math.inf], [-3.0, 5.0, math.nan]]), torch.tensor([[0.5, 0.5, 0.5], [1.0, 1.0, 1.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    values = gap_signals([gap_stats(logps[:1], entropies[:1], mask[:1]), gap_stats(logps[1:], entropies[1:], mask[1:])])
+    assert values["policy.sampling_gap"] == pytest.approx((0.5 + 1.5 + 2.0) / 3)
+    around = sum((x - 4 / 3) ** 2 for x in (0.5, 1.5, 2.0))
+    assert values["policy.sampling_gap_error"] == pytest.approx(math.sqrt(around + math.log(4) ** 2) / 3)
+    assert gap_signals([gap_stats(logps, entropies, torch.zeros(2, 3))]) == {}
+    assert math.isnan(gap_signals([gap_stats(logps, entropies, torch.ones(2, 3))])["policy.sampling_gap"])
+
+
+def test_tokens_without_a_surprise_leave_room_for_one_that_was_not_drawn():
+    """A policy that is sure in all but one case of a thousand: twenty tokens on which it was right say nothing against it."""
+    sure = gap_signals([gap_stats(torch.full((1, 20), -0.001), torch.full((1, 20), 0.0079), torch.ones(1, 20))])
+    assert abs(sure["policy.sampling_gap"]) < 0.1 * sure["policy.sampling_gap_error"]

@@ -88,6 +88,15 @@ def test_every_loss_type(tmp_path, train, loss):
         assert max(ours.values()) > 0.05
 
 
+def test_the_sampling_gap_is_of_the_first_update_on_a_batch_alone(tmp_path, train):
+    """The second one trains on what the policy before it wrote; what `generation_kwargs` cut to shape is nobody's fault."""
+    seen = train(tiny.grpo(str(tmp_path), max_steps=4, num_iterations=2))
+    assert sorted(seen.series("policy.sampling_gap")) == sorted(seen.series("policy.sampling_gap_error")) == [1, 3]
+    assert all(abs(seen.series("policy.sampling_gap")[step]) < 5 * error for step, error in seen.series("policy.sampling_gap_error").items())
+    shaped = train(tiny.grpo(str(tmp_path), max_steps=1, generation_kwargs={"no_repeat_ngram_size": 2}))
+    assert not {"policy.sampling_gap", "policy.sampling_gap_error"} & (shaped.start.emits | shaped.signals.keys())
+
+
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_groups_are_the_same_however_rewards_are_scaled(tmp_path, train, scale):
     """TRL's share of flat groups turns into 0 or 1 with scale_rewards='batch'; ours is of the groups themselves."""

@@ -11,6 +11,8 @@ import torch
 
 from trainvitals.integrations.grpo import (
     clip_range,
+    gap_signals,
+    gap_stats,
     length_correlation,
     penalty_signals,
     ratio_signals,
@@ -31,6 +33,7 @@ _REWARDS = frozenset({
 _LOSS = frozenset({"policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max"})
 _CLIP = frozenset({"policy.ratio_outside_fraction"})
 _SEQUENCE = frozenset({"policy.clip_per_sequence"})
+_GAP = frozenset({"policy.sampling_gap", "policy.sampling_gap_error"})
 _GENERATE = frozenset({"time.generation_seconds"})
 PENALTY = frozenset({"policy.kl_ref_sequence", "reward.penalised_mean"})
 """Signals that these wraps give where the KL penalty is part of the reward (RLOO); PPO logs them itself."""
@@ -38,9 +41,15 @@ SINGLES = frozenset({
     "reward.min", "reward.max", "completion.truncated_fraction", "completion.length_mean", "completion.length_min", "completion.length_max",
 })  # fmt: skip
 """Signals that these wraps give where every prompt has one scored sample (A2PO), which logs none of them."""
-SIGNALS = _REWARDS | _LOSS | _CLIP | _SEQUENCE | _GENERATE
+SIGNALS = _REWARDS | _LOSS | _CLIP | _SEQUENCE | _GAP | _GENERATE
 """Signals that only these wraps give. verl and others log some of them themselves."""
 
+_SHAPES = frozenset({
+    "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "num_beams", "penalty_alpha", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "bad_words_ids", "bad_words", "suppress_tokens", "sequence_bias", "logit_bias",
+    "min_tokens", "min_length", "min_new_tokens", "allowed_token_ids", "guided_decoding", "structured_outputs", "logits_processors",
+})  # fmt: skip
+# Keys of `generation_kwargs` by which samples are meant to differ from the policy. A temperature is none of them: the trainer has its own.
 _STEP_LIMIT = 4096  # as in hooks.py
 _ONE = torch.tensor([0.0, 1.0, 1.0, 1.0])  # ratio statistics of a micro-batch that the policy itself sampled
 
@@ -66,6 +75,7 @@ def install(hooks: Hooks) -> None:
         return  # a copy of the trainer with a loss of its own (Unsloth): there are no ratios to read
     hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
     gives = _LOSS | (_CLIP if reader.clips else frozenset()) | (_SEQUENCE if reader.clips and reader.sequence else frozenset())
+    gives |= frozenset() if reader.differs else _GAP
     hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=gives, needed=True)
     hooks.at_step_end.append(reader.step_end)
 
@@ -85,8 +95,13 @@ class _Sampling:
         self.clips = clip_range(trainer) is not None
         level = getattr(trainer, "importance_sampling_level", "token")
         self.sequence = hasattr(trainer, "reward_clip_range") or level in {"sequence", "sequence_token"}
+        # Samples that are of another policy on purpose: an older one's, or those of a distribution cut to shape.
+        self.differs = hasattr(trainer, "replay_buffer") or not _SHAPES.isdisjoint(getattr(trainer.args, "generation_kwargs", None) or ())
         self._told = not (self.clips and self.sequence)
         self._ratios: list[torch.Tensor] = []
+        self._gaps: list[torch.Tensor] = []
+        self._entropies: torch.Tensor | None = None
+        self._fresh = False  # no optimizer step since the last generation: the policy is still the one that sampled
         self._advantages: list[torch.Tensor] = []
         self._logps: torch.Tensor | None = None
         self._frozen: list[torch.Tensor] = []  # log-probabilities of one generation batch, computed without gradient
@@ -97,12 +112,15 @@ class _Sampling:
         """Time of one generation."""
         if self._hooks.training:
             self._hooks.add_seconds("time.generation_seconds", seconds)
+            self._fresh = True
         self._written = _tool_mask(result)
 
     def after_logps(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
-        """Keep the log-probabilities that the loss is about to use."""
+        """Keep the log-probabilities and entropies that the loss is about to use."""
         logps = result[0] if isinstance(result, tuple) else result
         self._logps = None if logps is None else logps.detach()
+        entropies = result[1] if isinstance(result, tuple) and len(result) > 1 else None
+        self._entropies = entropies.detach() if isinstance(entropies, torch.Tensor) else None  # only the loss asks for them
         if not torch.is_grad_enabled():
             self._frozen = [*self._frozen[-1:], self._logps]
 
@@ -138,6 +156,7 @@ class _Sampling:
         """Advantages and importance ratios of one micro-batch."""
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
         logps, self._logps = self._logps, None
+        entropies, self._entropies = self._entropies, None
         if not self._hooks.training or len(self._advantages) >= _STEP_LIMIT:
             return
         self._advantages.append(inputs["advantages"].detach())
@@ -147,6 +166,8 @@ class _Sampling:
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
+        if self._fresh and not self.differs and entropies is not None and entropies.shape == logps.shape:
+            self._gaps.append(gap_stats(logps, entropies, mask))
         low, high = clip_range(self._hooks.trainer) or (0.0, math.inf)
         if "old_logps" in inputs:  # RLOO: one ratio per sequence, of summed log-probabilities
             new = (logps.float() * mask).sum(-1, keepdim=True)
@@ -207,7 +228,9 @@ class _Sampling:
             self._hooks.put(self._ratios, lambda stats: ratio_signals(stats, clips=self.clips))
         if self._advantages:
             self._hooks.put(self._advantages, _advantage_signals)
-        self._ratios, self._advantages = [], []
+        if self._gaps:
+            self._hooks.put(self._gaps, gap_signals)
+        self._ratios, self._advantages, self._gaps, self._fresh = [], [], [], False
 
 
 def _single_signals(tensors: list[torch.Tensor], ends: frozenset[int]) -> dict[str, float]:
