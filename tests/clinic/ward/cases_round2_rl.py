@@ -301,11 +301,11 @@ CASES: tuple[Case, ...] = (
     ),
     _grpo(
         "letters-banned", f"From update {BREAK + 1} on the sampler may not write a vowel.", banned,
-        ["reward-drop", "reward-collapse", "sampler-mismatch", "completion-drift"], ("collapse", "ood-drift"), ("collapsed", "drifting"), onset=BREAK,
+        ["reward-drop", "reward-collapse", "sampler-mismatch", "completion-drift", "samples-from-another-policy"], ("collapse", "ood-drift"), ("collapsed", "drifting"), onset=BREAK,
     ),
     _grpo(
         "sampler-hot", f"From update {BREAK + 1} on the sampler's temperature is 4, the trainer reckons with 1.", hot_later,
-        ["sampler-mismatch", "completion-drift", "reward-drop", "reward-collapse", "entropy-explosion"], ("collapse", "ood-drift"), ("collapsed", "drifting"), onset=BREAK,
+        ["sampler-mismatch", "completion-drift", "reward-drop", "reward-collapse", "entropy-explosion", "samples-from-another-policy"], ("collapse", "ood-drift"), ("collapsed", "drifting"), onset=BREAK,
     ),
     Case(
         "rloo-scores-late", "rloo", f"From update {EARLY + 1} on every batch gets the scores of the batch before.", one_late, cases_rloo.STEPS, onset=EARLY, twin="rloo-twin",
@@ -313,7 +313,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "rloo-greedy-later", "rloo", f"From update {cases_rloo.BREAK + 1} on the sampler takes the likeliest token.", greedy_later, cases_rloo.STEPS, onset=cases_rloo.BREAK,
-        twin="rloo-twin", roots=("mode-collapse", "advantage-collapse"), categories=("collapse",), verdicts=("collapsed", "stalled"), goal="-reward.group_zero_std_fraction",
+        twin="rloo-twin", roots=("mode-collapse", "advantage-collapse", "samples-from-another-policy"), categories=("collapse",), verdicts=("collapsed", "stalled"), goal="-reward.group_zero_std_fraction",
     ),
     Case(
         "ppo-gamma-zero", "ppo", "Gamma 0: the score reaches the last token only.", no_discounting, cases_ppo.STEPS, twin="ppo-twin",
