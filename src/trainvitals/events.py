@@ -365,6 +365,7 @@ class DataEvent(Event):
     drift_ratio: float | None = signal("ratio", "The divergence of prompts over what sampling alone exceeds once in 10,000 looks.", low=0, cadence="sample")
     rows_given: float | None = signal("count", "Rows of the training set before the trainer dropped those that do not fit max_length.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
     rows_kept: float | None = signal("count", "Rows of the training set that are trained on.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
+    untrained_token_fraction: float | None = signal("fraction", "Share of the first update's tokens, padding left out, whose row of the input embedding is shorter than a thousandth of the median row.", low=0, high=1, emitters="sft gkd", cadence="once")
     rank_exhausted: dict[str, float] | None = signal("fraction", "1 when the data of one rank ran out while another rank still got a batch, else 0.", low=0, high=1, label="rank")
 
 

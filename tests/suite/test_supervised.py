@@ -21,6 +21,7 @@ from trainvitals.integrations.supervised import (
     label_signals,
     padding_counts,
     sequences,
+    short_rows,
     turn_markers,
 )
 
@@ -142,6 +143,35 @@ def test_micro_batches_are_counted_together(tmp_path, train):
         assert frame.values["token.unlabelled_batch_fraction"] == pytest.approx(sum(p["token.unlabelled_batch_fraction"] for p in part) / 4)
         assert frame.values["token.unlabelled_sequence_fraction"] == pytest.approx(sum(p["token.unlabelled_sequence_fraction"] for p in part) / 4)
     assert 0 < seen.series("token.unlabelled_batch_fraction")[1] <= 1
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_tokens_that_were_never_trained(tmp_path, train, dead):
+    trainer = build.sft(str(tmp_path), rows=build.completions(), **CALM)
+    embedding = trainer.model.get_input_embeddings().weight
+    if dead:
+        with torch.no_grad():
+            embedding[tiny.END_ID] *= 1e-4
+    batches = keep_batches(trainer)
+    seen = train(trainer)
+    assert seen.notices == []
+    real = batches[0]["attention_mask"].bool()
+    ends = float(((batches[0]["input_ids"] == tiny.END_ID) & real).sum() / real.sum())
+    assert ends > 0
+    assert seen.series("data.untrained_token_fraction") == {1: pytest.approx(ends if dead else 0.0)}
+
+
+def test_an_embedding_that_is_not_whole_here_is_not_looked_at():
+    class Model:
+        def __init__(self, weight):
+            self.weight = weight
+
+        def get_input_embeddings(self):
+            return self
+
+    assert short_rows(Model(torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 2.0]]))).tolist() == [False, True, False]
+    for weight in (None, torch.empty(0), torch.ones(6), torch.ones((3, 2), dtype=torch.uint8), torch.ones((3, 2), device="meta")):
+        assert short_rows(Model(weight)).numel() == 0
 
 
 def test_no_label_at_all(tmp_path, train):

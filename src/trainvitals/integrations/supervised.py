@@ -23,13 +23,15 @@ _LABELS = frozenset({
 _TEMPLATE = frozenset({"token.doubled_template_fraction"})
 _PADDING = frozenset({"data.padding_fraction"})
 _START = frozenset({"optim.loss_start"})
-SIGNALS = _LABELS | _TEMPLATE | _PADDING | _START
+_UNTRAINED = frozenset({"data.untrained_token_fraction"})
+SIGNALS = _LABELS | _TEMPLATE | _PADDING | _START | _UNTRAINED
 """Signals that only these wraps give."""
 
 IGNORED = -100  # label of a token that does not count (torch cross entropy's ignore_index, transformers and TRL)
 _STEP_LIMIT = 4096  # as in hooks.py
 _CLOSE = 2  # tokens that close a sequence: an end token, and the line break that templates like ChatML write behind it
 _ANSWERS = 64  # sequences of a micro-batch whose answers are compared with others: their fingerprints must have a fixed number
+_SHORT = 1e-3  # of the median row: an embedding that was never trained, or was set to 0 (notes/pathologies.md SF-14, from NeMo's documentation)
 _NEAR = 12  # tokens within which a template that was applied twice opens its second turn: a role and a line break
 
 
@@ -40,7 +42,7 @@ def install(hooks: Hooks) -> None:
     if head is None or head() is None or hasattr(trainer, "num_generations"):
         return  # no language model, or one that learns from samples and not from labels
     reader = _Supervised(hooks)
-    gives = _LABELS | _PADDING | (_TEMPLATE if reader.bos is not None or reader.openers else frozenset())
+    gives = _LABELS | _PADDING | _UNTRAINED | (_TEMPLATE if reader.bos is not None or reader.openers else frozenset())
     hooks.wrap(trainer, "compute_loss", reader.after_loss, before=reader.before_loss, gives=gives)
     hooks.wrap(trainer, "training_step", reader.after_step, gives=_START)
     hooks.at_step_end.append(reader.step_end)
@@ -63,6 +65,8 @@ class _Supervised:
         self._size = 0  # tokens of all of them, padding included
         self._doubled: torch.Tensor | None = None
         self._first: list[torch.Tensor] | None = []  # losses of the first update; None once it is over
+        self._short: torch.Tensor | None = None  # which rows of the embedding are next to nothing
+        self._untrained: list[torch.Tensor] = []  # of the first update: tokens with such a row, and all
         trainer = hooks.trainer
         owner = getattr(trainer, "processing_class", None)
         tokenizer = getattr(owner, "tokenizer", owner)
@@ -84,6 +88,8 @@ class _Supervised:
             self._prints.append(answer_prints(labels, real, start))
             self._real.append(real.sum())
             self._size += real.numel()
+            if self._first is not None:
+                self._count_untrained(ids, real)
             if self._doubled is None:  # one micro-batch per step is sample enough
                 self._doubled = doubled_counts(ids, real, start, self.bos, self.openers, self._closers)
         self._batch = {name: inputs.get(name) for name in ("input_ids", "labels", "attention_mask", "position_ids")}
@@ -91,6 +97,16 @@ class _Supervised:
         if not getattr(self._hooks.trainer.args, "torch_compile", False):  # a hook that comes and goes is compiled anew each time
             self._entry = self._hooks.trainer.model.register_forward_pre_hook(self._enter, with_kwargs=True)
         return args
+
+    def _count_untrained(self, ids: torch.Tensor, real: torch.Tensor) -> None:
+        """Tokens of one micro-batch whose embedding is next to nothing; before the first update, later ones say what training did."""
+        if self._short is None:
+            self._short = short_rows(self._hooks.trainer.model)
+        if self._short.numel() == 0:
+            return
+        counted = real if self._pad is None or self._pad in self._ends else real & (ids != self._pad)
+        short = self._short.to(ids.device)[ids.clamp(0, self._short.numel() - 1)]  # ids beyond the table stand for images and the like
+        self._untrained.append(torch.stack([(short & counted).sum(), counted.sum()]))
 
     def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The model is called: what it gets is what is learned, whatever a loss of somebody's own has done to the batch."""
@@ -131,7 +147,9 @@ class _Supervised:
         """Hand over what the micro-batches of this step gave."""
         if self._first:
             self._hooks.put([torch.stack(self._first).sum()], scalar("optim.loss_start"))
-        self._first = None
+        if self._untrained:
+            self._hooks.put([torch.stack(self._untrained)], _untrained_signals)
+        self._first, self._short, self._untrained = None, None, []
         if self._counts:
             size = self._size
             self._hooks.put([torch.stack(self._counts)], lambda t: label_signals(t[0]))
@@ -147,6 +165,20 @@ class _Supervised:
     def _answer_signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
         share = self._commonest.share(x for row in tensors[0].tolist() for x in row if x)
         return {} if share is None else {"token.commonest_answer_fraction": share}
+
+
+def short_rows(model: Any) -> torch.Tensor:
+    """Which rows of the input embedding are shorter than a thousandth of the median row; empty where the whole table is not here.
+
+    A table that is cut up among ranks (FSDP, ZeRO-3, tensor parallelism) or quantised is not looked at.
+    """
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    if not isinstance(weight, torch.Tensor) or type(weight) not in (torch.Tensor, torch.nn.Parameter):
+        return torch.empty(0, dtype=torch.bool)
+    if weight.dim() != 2 or weight.numel() == 0 or weight.is_meta or not weight.is_floating_point():
+        return torch.empty(0, dtype=torch.bool)
+    length = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=torch.float32)
+    return length < _SHORT * length.median()
 
 
 def sequences(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,6 +267,11 @@ def padding_counts(ids: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, 
             run = run & torch.nn.functional.pad(run, (2, 0))[:, :-2]
         padding = padding | run
     return torch.stack([(labelled & padding).sum(), labelled.sum()])
+
+
+def _untrained_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
+    short, counted = tensors[0].sum(0).tolist()
+    return {"data.untrained_token_fraction": short / counted} if counted else {}
 
 
 def _padding_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
