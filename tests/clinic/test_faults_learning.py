@@ -81,7 +81,7 @@ def test_a_trained_reward_model_that_goes_on_with_swapped_columns(tmp_path, obse
 
     patient = second("fault", swapped(right))
     line = headline(patient, "labels-reversed")
-    assert patient.loud["labels-reversed"] == 50
+    assert patient.loud["labels-reversed"] == 15
     assert "the labels say the opposite of what the model holds" in line
     assert patient.monitor.verdict.decision == "stop"
     assert second("twin", right).loud == {}
@@ -91,7 +91,7 @@ def test_dpo_whose_loss_has_the_wrong_sign(tmp_path, observe):
     settings = {**CALM, "learning_rate": 1e-4, "max_steps": 52}  # the healthy twin is in test_faults_preference
     patient = observe(turned(build_preference.dpo(str(tmp_path), **settings), lambda loss: -loss))
     assert "the loss has the wrong sign" in headline(patient, "labels-reversed")
-    assert patient.loud["labels-reversed"] == 50
+    assert patient.loud["labels-reversed"] == 20
 
 
 def test_a_reward_model_that_cannot_learn_from_noise(tmp_path, observe):
@@ -141,9 +141,10 @@ def test_a_data_set_of_copies(tmp_path, observe):
     settings = {**CALM, "learning_rate": 3e-3, "max_steps": 60}
     row = build.completions()[0]
     patient = observe(build.sft(str(tmp_path / "fault"), rows=[row] * 600, **settings))
-    line = headline(patient, "loss-too-low")
-    assert patient.loud["loss-too-low"] <= 60
-    assert "there is next to nothing to learn" in line
+    line = headline(patient, "answers-all-alike")
+    assert patient.loud["answers-all-alike"] <= 40
+    assert "the model learns one text whatever it is asked" in line
+    assert "loss-too-low" not in patient.loud  # explained by it
     random = Random(0)
     rows = [{**row, "completion": [{"role": "assistant", "content": "".join(random.choices("abcdefgh", k=6))}]} for _ in range(600)]
     assert observe(build.sft(str(tmp_path / "twin"), rows=rows, **settings)).loud == {}
@@ -153,7 +154,7 @@ def test_a_learning_rate_too_low_to_learn_anything(tmp_path, observe):
     patient = observe(build.sft(str(tmp_path), rows=build.completions(), **{**CALM, "learning_rate": 1e-9, "max_steps": 205}))
     line = headline(patient, "loss-plateau")
     assert patient.loud["loss-plateau"] <= 205
-    assert "updates have taught the model nothing" in line
+    assert "updates have taught the model next to nothing" in line
 
 
 # ---- steps ----

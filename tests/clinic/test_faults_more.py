@@ -93,7 +93,7 @@ FAULTS = [
     Fault("tpo", "chosen read twice", "identical-pairs", (5, 10), "100% of the pairs have the same chosen and rejected response", lambda: {"data": same_pairs()}),
     Fault("tpo", "prompts as long as the maximum", "no-completion-tokens", (1, 1), "Raise max_length", lambda: {"max_length": 12}),
     Fault("a2po", "the judge is constant from an update on", "reward-collapse", (40, 62), "Score a few completions by hand", lambda: {"reward": Judge(lambda completions, **kwargs: [0.0] * len(completions), 32), "max_steps": 65}, frozenset({"reward-drop"})),
-    Fault("a2po", "a cap that cuts every answer", "never-terminates", (30, 34), "raise max_completion_length", lambda: {"max_completion_length": 3}),
+    Fault("a2po", "a cap that cuts every answer", "never-terminates", (30, 34), "raise max_completion_length", lambda: {"max_completion_length": 3}, frozenset({"truncated-completions"})),
     Fault("bco", "one class only", "kto-one-class", (20, 25), "100% of the examples of the last 20 updates are desirable", lambda: {"data": build_preference.examples((True,))}),
     Fault("bco", "weights that do not move", "policy-equals-reference", (10, 12), "Nothing is being trained. Check that the adapter or the model is trainable", lambda: {"learning_rate": FROZEN}, frozenset({"updates-too-small"})),
     Fault("bco", "a learning rate a thousand times too high", "step-size-too-large", (3, 8), "reduce the learning rate", lambda: {"learning_rate": 0.1}),
@@ -105,7 +105,7 @@ FAULTS = [
     Fault("iw_opd", "the teacher is the student", "teacher-equals-student", (10, 14), "Check that the teacher is another model than the student", lambda: {"teacher": build_distillation.speaker("plain")}),
     Fault("iw_opd", "a teacher with random weights", "teacher-knows-nothing", (9, 13), "Check that teacher and student share the tokenizer", lambda: {"teacher": tiny.model(tiny.tokenizer(), seed=7), "learning_rate": 3e-4}),
     Fault("iw_opd", "a learning rate a hundred times too high", "step-size-too-large", (3, 8), "reduce the learning rate", lambda: {"learning_rate": 0.1}, frozenset({"never-terminates", "truncated-completions", "loss-spike", "gradient-spike"})),
-    Fault("iw_opd", "a cap that cuts every answer", "truncated-completions", (30, 36), "of completions were cut at the token cap", lambda: {"max_completion_length": 4}),
+    Fault("iw_opd", "a cap that cuts every answer", "truncated-completions", (8, 36), "of completions were cut at the token cap", lambda: {"max_completion_length": 4}),
     Fault("ssd", "answers shorter than its filter wants", "self-distillation-inactive", (10, 14), "filter_empty drops every answer of one line and fewer than 10 characters", lambda: {"filter_empty": True, "max_completion_length": 9}),
     Fault("ssd", "a cap that cuts every answer", "never-terminates", (8, 34), "raise max_completion_length", lambda: {"max_completion_length": 3}),
 ]

@@ -153,14 +153,14 @@ def test_a_sampler_that_turns_greedy(tmp_path, observe):
 
 
 def test_answers_that_end_too_early(tmp_path, observe):
-    """The sampler ends answers that the policy would have gone on with, and nobody pays for it. One line, not four."""
+    """The sampler ends answers that the policy would have gone on with, and nobody pays for it. The fall of the reward is said at once, its reason when it is sure: two lines, not four."""
 
     def hurry(trainer: Any) -> None:
         trainer.generation_config.sequence_bias = {(tiny.END_ID,): 5.0}
 
     patient = observe(planted(tmp_path, 30, hurry, reward=letters, max_steps=52), **as_the_policy(tmp_path))
-    assert patient.loud.keys() == {"length-collapse"}
-    assert 30 < patient.loud["length-collapse"] <= 50
+    assert patient.loud.keys() == {"reward-drop", "length-collapse"}
+    assert 30 < patient.loud["reward-drop"] < patient.loud["length-collapse"] <= 50
     assert "the policy stops before it has answered" in said(patient, "length-collapse")
 
 

@@ -162,7 +162,7 @@ def test_a_model_that_memorises_its_data(tmp_path, observe):
     patient = observe(build.sft(str(tmp_path / "fault"), model=model, rows=answers(1), held_out=answers(2), **settings))
     line = headline(patient, "overfitting")
     assert 40 <= patient.loud["overfitting"] <= 100
-    assert "the model is memorising its data. Go back to the checkpoint of the best held-out loss" in line
+    assert "Go back to the checkpoint of the best held-out loss" in line
     assert patient.monitor.verdict.state == "over_optimizing"
     rows = build.completions()
     twin = observe(build.sft(str(tmp_path / "twin"), model=tiny.policy(tiny.tokenizer()), rows=rows, held_out=rows[:16], **settings))

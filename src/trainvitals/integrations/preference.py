@@ -333,7 +333,7 @@ class _Preference:
     def _pair_signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
         chosen, rejected, prints = tensors[0]
         values = self._bias.signals(chosen, rejected, tensors[1] if len(tensors) > 1 else None)
-        share = self._commonest.share(prints.tolist())
+        share = self._commonest.share(x for x in prints.tolist() if x)  # 0: truncation left no token
         return values if share is None else {**values, "preference.chosen_commonest_fraction": share}
 
     def _first_row(self, row: Mapping[str, float], done: int) -> None:

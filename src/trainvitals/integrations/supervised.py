@@ -104,7 +104,7 @@ class _Supervised:
             self._short = short_rows(self._hooks.trainer.model)
         if self._short.numel() == 0:
             return
-        counted = real if self._pad is None or self._pad in self._ends else real & (ids != self._pad)
+        counted = real if self._pad is None else real & (ids != self._pad)  # its row is 0 in a model that was made with a padding_idx
         short = self._short.to(ids.device)[ids.clamp(0, self._short.numel() - 1)]  # ids beyond the table stand for images and the like
         self._untrained.append(torch.stack([(short & counted).sum(), counted.sum()]))
 
