@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-TRIED = """The goals are judged by the second round, whose faults were written by somebody who had not read the rules. It misses five of them: detected 79 % (goal
-95), root cause first 59 % (85), verdict 87 % (90), a median delay of 29 updates (10) and 0.32 false alarms per 1,000 healthy updates (0.2: five runs, of which
-three are a planned switch of prompts). The first round, whose catalogue of faults the rules' authors had written themselves, scored 94 and 82 % when it was first looked at:
-the difference is what a known list is worth. Of its faults 27 have a cause that no rule is about. What is silent is mostly learning that stops or is held back
-in a run of 60 to 120 updates (scores of another answer, a saturated reward model, only norms trained), where a test of the plateau is not yet certain, and data that is cut or
-padded in ways no signal showed.
+TRIED = """The goals are judged by the third round: 28 faults drawn by lot from the 191 pathologies of our notes and planted by somebody who had not read the rules. Looked at once, it misses
+four of them: detected 67 % (goal 95), root cause first 45 % (85), a median delay of 29 updates (10), verdict 89.7 % (90); no healthy run of 63 was warned (goal 5 %), no false alarm in 7,532 healthy updates (0.2
+per 1,000). The second round, before its faults were known, said 79 and 59 %, the first, whose catalogue the rules' authors had written themselves, 94 and 82 %. So the honest answer to "will it hear the next fault?" is two times in three, and
+"will it be silent in a healthy run?" yes. Of the 28 faults 11 had a cause that no rule's title said.
 
-Tried before that look, on the first round: a signal for the size of a step, shorter windows where the evidence is strong, rules that decide within 100 updates, causes
-that hide their effects, a plateau by a sequential test, spikes of the gradient only where clipping does not hold them back (90 % root first on all of its runs, 85 before).
-What was repaired after the look is in the columns "today", and needs a third round.
+What the third round was silent about fell into three kinds. A mechanism that no signal showed (embeddings that were never trained, a sampler with another template, a judge's failures that count as zero).
+A rule that existed and asked for more than a real case gives (back-pressure, the sampler's KL in AsyncGRPO, length that is paid for, overfitting within 100 updates). And one false accusation: a teacher was blamed for what an untrained
+student wrote. Most of it was repaired after the look, which the column "today" shows; a fourth round is owed before anybody quotes that column.
+
+Tried before that look, after the second round: strong evidence at once and weak evidence late in twenty rules (the median delay on the second round went from 27 updates to 4), ten new rules
+for what it was silent about, a sequential test for the plateau of the loss, and signals for near-copies in a group, for length bias in pairs, for one answer to everything, for padding in the loss and for samples that do not come from the policy.
 """
 FIRST_SCORED: dict[str, Any] = {"detected": (312, 331), "first": (271, 331), "verdict": (432, 467), "false": (0, 19_765), "warned": (0, 136), "delay": 10.0}
 """What the set-aside half said the first time anybody looked, at commit 9521985: hits and tries, events and updates, median. The goals
@@ -28,15 +29,13 @@ MISSED: dict[str, str] = {
     "grpo-off-policy": "Eight updates per batch at a rate sixty times too high: the size of the steps and single ratios speak before the share outside the clip range does. Both are true.",
     "grpo-sign-flip": "The turned reward teaches answers that never end or are empty; that is told before the held-out score has its evidence.",
     "grpo-gamed": "The paired test on held-out prompts did not reach its limit before the run ended.",
-    "grpo-consensus": "Copies are paid for, the variety falls only to two thirds; the changed reward is seen as a fall and a plateau.",
+    "grpo-consensus": "Answers become alike only slowly; that the reward fell is told first, mode-collapse follows at updates 90 to 95.",
     "grpo-dead-component": "In this seed the second function is silent for another reason: it is never constant over the rule's whole window.",
     "grpo-reward-noise": "A random reward wanders: in this seed its level was above the start when the rule looked.",
     "rloo-wrong-sign": "In two seeds the turned reward teaches empty answers, told before the fall.",
     "ppo-rate-100x": "In one seed the loss is not a number before anything else is told.",
-    "sft-noise": "Random labels are learned a little (the letters' frequencies), so that loss-plateau sees progress.",
     "dpo-beta-huge": "A beta far too large for its data still separates the pairs of a tiny model; the held-out loss tells late.",
     "dpo-few": "Held-out evidence comes with the evaluations, and in some seeds not at all.",
-    "sdft-brief": "Answers shrink a little less in this seed.",
 }
 CURE_TRIED = """What was tried. After a rate that is far too high the suggestion aims at a size of step. For preference losses 1 % of the weights was too much (DPO and KTO, 0 of 4)
 and 0.1 % too little (DPO, one run: at the end it had learned, but was behind the twins); 0.3 % recovers, and was chosen after a look at those runs. A cap that cuts nearly
