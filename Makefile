@@ -97,7 +97,9 @@ test: $(VENV)/.dev  ## The tests (real training longer than a few seconds is in 
 # ---- for people who change the code -----------------------------------------------------------------------------------
 
 slow: $(VENV)/.dev $(VENVDS)/.dev  ## Real training: silent when healthy, planted faults, several processes, whole commands; the rules' mutants.
-	@$(BIN)/python -m pytest -m 'slow and not alone' -n 2 --dist loadfile --durations=10 $(ARGS)
+	@# Mutants rule by rule, then files in their order: the long one that judges every recording would come last otherwise, on one core.
+	@$(BIN)/python -m pytest -m slow -n 2 tests/rules
+	@$(BIN)/python -m pytest -m 'slow and not alone' -n 2 --dist loadfile --no-loadscope-reorder --durations=10 --ignore tests/rules $(ARGS)
 	@# Several processes on two cores keep no exact time: what fails is tried once more, and must pass then.
 	@$(VENVDS)/bin/python -m pytest -m alone tests/suite/test_ranks.py tests/clinic/test_faults_ranks.py $(ARGS) || \
 	    $(VENVDS)/bin/python -m pytest -m alone --last-failed tests/suite/test_ranks.py tests/clinic/test_faults_ranks.py $(ARGS)
