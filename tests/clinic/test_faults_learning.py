@@ -142,7 +142,7 @@ def test_a_data_set_of_copies(tmp_path, observe):
     row = build.completions()[0]
     patient = observe(build.sft(str(tmp_path / "fault"), rows=[row] * 600, **settings))
     line = headline(patient, "answers-all-alike")
-    assert patient.loud["answers-all-alike"] <= 40
+    assert 8 <= patient.loud["answers-all-alike"] <= 40
     assert "the model learns one text whatever it is asked" in line
     assert "loss-too-low" not in patient.loud  # explained by it
     random = Random(0)

@@ -64,7 +64,7 @@ def test_dpo_that_displaces_the_likelihood_of_nearly_equal_pairs(tmp_path, obser
         return {**row, "rejected": row["chosen"][:4] + ("x" if row["chosen"][4] != "x" else "z")}
 
     patient = observe(build.dpo(str(tmp_path / "fault"), data=build.pairs(nearly), **{**HEALTHY, "learning_rate": 1e-3, "max_steps": 85}))
-    assert 20 <= patient.loud["likelihood-displacement"] <= 80
+    assert 40 <= patient.loud["likelihood-displacement"] <= 60
     assert "the margin grows, but the probability goes to neither" in line(patient, "likelihood-displacement")
     twin = observe(build.dpo(str(tmp_path / "twin"), data=build.pairs(nearly), **{**HEALTHY, "learning_rate": 1e-4, "max_steps": 85}))
     assert twin.loud == {}
@@ -96,7 +96,7 @@ def test_kto_with_one_class_only(tmp_path, observe) -> None:
     patient = observe(build.kto(str(tmp_path), data=build.examples((True,)), **{**HEALTHY, "max_steps": 40}))
     assert patient.loud.keys() == {"kto-one-class"}
     assert 10 <= patient.loud["kto-one-class"] <= 12
-    assert line(patient, "kto-one-class").startswith("[TRL] ERROR: 100% of the examples of the last ")
+    assert line(patient, "kto-one-class").startswith("[TRL] ERROR: 100% of the examples of the last 10 updates are desirable.")
 
 
 def test_kto_with_one_desirable_example_in_eight(tmp_path, observe) -> None:

@@ -121,7 +121,7 @@ def test_a_judge_that_fails_half_of_the_time(tmp_path, observe, build):
 def test_a_judge_that_pays_for_length(tmp_path, observe, build):
     settings = {**HEALTHY, "max_steps": 90, "learning_rate": 5e-4}
     patient = observe(build(str(tmp_path), reward=Judge(length), **settings))
-    assert ONSET < patient.loud["paid-for-length"] <= 85
+    assert ONSET + 4 < patient.loud["paid-for-length"] <= 45
     assert "The policy is being paid for writing more." in said(patient, "paid-for-length")
 
 

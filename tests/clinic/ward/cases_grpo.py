@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from tests.clinic.ward.case import HEALTHY_SEEDS, Case
+from tests.clinic.ward.plants import planned_for
 from transformers import TrainerCallback
 
 from trainvitals.integrations import tiny
@@ -151,10 +152,7 @@ def rate_jump(folder: str, seed: int, **changes: Any) -> Any:
 
 def schedule_ends(folder: str, seed: int, **changes: Any) -> Any:
     """A linear schedule planned for half of the updates: from update 51 on the learning rate is 0."""
-    trainer = plain(folder, seed, **{"lr_scheduler_type": "linear", **changes})
-    made = trainer.create_scheduler
-    trainer.create_scheduler = lambda num_training_steps, optimizer=None: made(num_training_steps=BREAK, optimizer=optimizer)
-    return trainer
+    return planned_for(plain(folder, seed, **{"lr_scheduler_type": "linear", **changes}), BREAK)
 
 
 def nan_gradient(folder: str, seed: int, **changes: Any) -> Any:

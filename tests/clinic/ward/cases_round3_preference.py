@@ -14,6 +14,7 @@ from tests.clinic.ward.cases_preference import BREAK, ROWS, STEPS, dpo, kto
 from tests.clinic.ward.cases_round2_preference import changed, orpo
 from tests.clinic.ward.cases_round2_rl import Every
 from tests.clinic.ward.cases_round3_rl import HEALTHY_SEEDS, SEEDS
+from tests.clinic.ward.plants import planned_for
 
 SHORT = 30
 """Updates that the schedule of `schedule_short` was planned for."""
@@ -39,10 +40,7 @@ def hidden_grows(folder: str, seed: int, **changes: Any) -> Any:
 
 def schedule_short(folder: str, seed: int, **changes: Any) -> Any:
     """A linear schedule that was planned for 30 of the 100 updates."""
-    trainer = orpo(folder, seed, **{"lr_scheduler_type": "linear", **changes})
-    made = trainer.create_scheduler
-    trainer.create_scheduler = lambda num_training_steps, optimizer=None: made(num_training_steps=SHORT, optimizer=optimizer)
-    return trainer
+    return planned_for(orpo(folder, seed, **{"lr_scheduler_type": "linear", **changes}), SHORT)
 
 
 def kto_few(folder: str, seed: int, **changes: Any) -> Any:

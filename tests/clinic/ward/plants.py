@@ -74,3 +74,10 @@ class NaNLayer(transformers.TrainerCallback):  # type: ignore[misc]
 
 def _to_nan(module: Any, inputs: Any, output: Any) -> Any:
     return output * float("nan") if torch.is_grad_enabled() else output
+
+
+def planned_for(trainer: Any, updates: int) -> Any:
+    """The learning-rate schedule is made for so many updates, whatever the run has."""
+    made = trainer.create_scheduler
+    trainer.create_scheduler = lambda num_training_steps, optimizer=None: made(num_training_steps=updates, optimizer=optimizer)
+    return trainer
