@@ -174,7 +174,10 @@ class Finding(Record):
     advice: str = Field(default="", description="What to do; the console joins it to the message.")
     instance: dict[str, str] = Field(default_factory=dict, description="Label values, e.g. {'component': 'format'}.")
     first_step: int | None = None
-    onset_step: int | None = None
+    onset_step: int | None = Field(
+        default=None,
+        description="Update at which what it tells began: where one of its signals changed most clearly, at most as far before the condition held as that looks back.",
+    )
     count: int = 1
     why: list[Term] = Field(default_factory=list)
     signals: dict[str, Number | None] = Field(default_factory=dict, description="Latest value of every signal the rule reads.")

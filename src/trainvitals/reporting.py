@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainvitals.advice import Context, advise, mark_conflicts, number
 from trainvitals.events import RunStart, labelled, nonfinite_word
 from trainvitals.findings import Action, Finding, FindingState, NonFinite, Number, RuleRef, Severity
+from trainvitals.onset import onset
 from trainvitals.rulelang.model import Rule
 from trainvitals.watch import Watch, clean_label, fingerprint
 
@@ -72,6 +73,8 @@ class Reporter:
         rule, life = watch.owner.rule, watch.life
         assert watch.finding_id is not None
         opening = state in {"firing", "suppressed"}
+        if opening and watch.began is None:
+            watch.began = onset(watch, self.store)
         why = watch.when.explain()
         actions = self._actions(watch) if opening else []
         if state == "firing":
@@ -93,7 +96,7 @@ class Reporter:
             advice=rule.advice.render(watch.value).strip() if opening else "",
             instance={watch.label[0]: clean_label(watch.label[1])} if watch.label else {},
             first_step=life.opened,
-            onset_step=life.onset,
+            onset_step=watch.began if watch.began is not None else life.onset,
             count=max(1, watch.count),
             why=why,
             signals=self._signals(watch),

@@ -116,7 +116,7 @@ class Speaker:
         first = known is None or known.suppressed
         self._record(finding, watch, out, opening=state == "firing" and first)
         if state == "resolved":
-            watch.finding_id = watch.suppressed_by = None
+            watch.finding_id = watch.suppressed_by = watch.began = None
         elif state == "firing" and first:
             self._absorb(watch, step, time, out)
 

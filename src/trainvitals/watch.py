@@ -51,6 +51,7 @@ class Watch:
     Attributes:
         calm: Copy of ``life.quiet`` for the fast path: another false value changes nothing.
         finding_id: Id of the open record; None when nothing is open on the record.
+        began: Update at which what that record tells began (`onset`).
         suppressed_by: Rule that hides the open record.
         hold_until: Step until which an opening waits for a pending cause to open first.
         count: Records of state firing in this episode, repeats included.
@@ -66,7 +67,7 @@ class Watch:
     """
 
     __slots__ = (
-        "awake_until", "blanked", "bounds", "calm", "clear", "count", "finding_id", "hold_until", "label", "life", "next_step", "next_time", "owner", "pace", "proof", "prove_at", "read",
+        "awake_until", "began", "blanked", "bounds", "calm", "clear", "count", "finding_id", "hold_until", "label", "life", "next_step", "next_time", "owner", "pace", "proof", "prove_at", "read",
         "said_at", "suppressed_by", "unless", "until", "wait", "warm_until", "when",
     )  # fmt: skip
 
@@ -79,6 +80,7 @@ class Watch:
         self.warm_until = warm_until
         self.calm = True
         self.finding_id: str | None = None
+        self.began: int | None = None
         self.suppressed_by: str | None = None
         self.hold_until: int | None = None
         self.count = 0
@@ -170,7 +172,7 @@ class Watch:
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""
         return {
-            "life": self.life.state_dict(), "warm_until": self.warm_until, "finding_id": self.finding_id,
+            "life": self.life.state_dict(), "warm_until": self.warm_until, "finding_id": self.finding_id, "began": self.began,
             "suppressed_by": self.suppressed_by, "hold_until": self.hold_until, "count": self.count, "said_at": self.said_at,
             "next_step": self.next_step, "awake_until": self.awake_until, "next_time": None if self.next_time == float("-inf") else self.next_time,
         }  # fmt: skip
@@ -183,6 +185,7 @@ class Watch:
         self.hold_until, self.count, self.said_at = state["hold_until"], state["count"], state["said_at"]
         self.next_step, self.awake_until = state["next_step"], state["awake_until"]
         self.next_time = float("-inf") if state["next_time"] is None else state["next_time"]
+        self.began = state.get("began")  # older states have none
 
 
 class Watched:

@@ -45,14 +45,19 @@ def _parts(node: Node) -> tuple[Node, ...]:
 
 def reach(expr: Expr, lets: Mapping[str, Expr], params: Mapping[str, float]) -> int:
     """Updates that the longest window of a condition looks back: before that it cannot be decided, and nobody is to blame."""
-    return int(_furthest(expr.root, lets, params))
+    return int(_furthest(expr.root, lets, params, frozenset({"window", "reference"})))
 
 
-def _furthest(node: Node, lets: Mapping[str, Expr], params: Mapping[str, float]) -> float:
+def look_back(expr: Expr, lets: Mapping[str, Expr], params: Mapping[str, float]) -> int:
+    """Updates of the recent past that a condition looks at, 0 for one that reads newest values alone: what it tells may have begun so long ago."""
+    return int(_furthest(expr.root, lets, params, frozenset({"window"})))
+
+
+def _furthest(node: Node, lets: Mapping[str, Expr], params: Mapping[str, float], families: frozenset[str]) -> float:
     if isinstance(node, Name):
-        return _furthest(lets[node.name].root, lets, params) if node.name in lets else 0.0
-    inner = max((_furthest(part, lets, params) for part in _parts(node)), default=0.0)
-    if isinstance(node, Call) and FUNCTIONS[node.function].family in {"window", "reference"}:
+        return _furthest(lets[node.name].root, lets, params, families) if node.name in lets else 0.0
+    inner = max((_furthest(part, lets, params, families) for part in _parts(node)), default=0.0)
+    if isinstance(node, Call) and FUNCTIONS[node.function].family in families:
         return inner + _length(node, params) + _length(node, params, "skip", 0.0)
     return inner
 
