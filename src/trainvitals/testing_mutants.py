@@ -107,14 +107,18 @@ def _report(cases: CaseFile, rules: Sequence[Rule], catalogue: Mapping[str, Sign
 
 
 def _killer(
-    mutant: Mutant, cases: CaseFile, rules: Sequence[Rule], tried: Sequence[tuple[Case, list[Item]]], catalogue: Mapping[str, SignalSpec]
+    mutant: Mutant, cases: CaseFile, rules: Sequence[Rule], tried: list[tuple[Case, list[Item]]], catalogue: Mapping[str, SignalSpec]
 ) -> str | None:
-    """Name of the first case that fails, or None. A mutant that cannot even run is dead as well."""
-    for case, items in tried:
+    """Name of a case that fails, or None. A mutant that cannot even run is dead as well.
+
+    Faults beside each other are noticed by the same case, so the last killer is tried first: it moves to the front of `tried`.
+    """
+    for at, (case, items) in enumerate(tried):
         try:
             result = run_case(case, cases, rules, items=items, catalogue=catalogue)
         except Exception as error:
             return f"{type(error).__name__}"
         if not result.passed:
+            tried.insert(0, tried.pop(at))
             return result.case
     return None
