@@ -22,7 +22,7 @@ from random import Random
 from typing import Any
 
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.record import Records, is_at_home, load
+from tests.clinic.ward.record import Records, first_recorded, is_at_home
 from tests.clinic.ward.score import OF_THE_MACHINE
 
 from trainvitals.advice import PARAMETERS
@@ -82,7 +82,7 @@ def last_of(goal: str) -> int:
 
 def healthy_end(case: Case, goal: str) -> tuple[float, float]:
     """A goal at the end of the healthy twins: median and standard deviation over their seeds."""
-    ends = [reached(goal, records) for records in load(case.twin).values()]
+    ends = [reached(goal, records) for records in first_recorded(case.twin).values()]
     numbers = [end for end in ends if end is not None]
     return statistics.median(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
 

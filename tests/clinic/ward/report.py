@@ -61,8 +61,8 @@ def build() -> str:
     columns += [("set aside", FIRST_SCORED, tally(aside, cases)), ("development half", None, tally(dev, cases))]
     judged = ROUND_THREE_JUDGES if FIRST_SCORED_3 else ROUND_TWO_JUDGES if FIRST_SCORED_2 else ROUND_ONE_JUDGES
     parts = [
-        HEAD.format(judged=judged), _counts(found, cases), goals(columns, *_cured(cases, unseen=True)), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
-        _healthy(found, cases), _rules(found, cases), _cure(cases), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *runs], every),
+        HEAD.format(judged=judged), _counts(found, cases), goals(columns, *_cured(every, unseen=True)), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
+        _healthy(found, cases), _rules(found, cases), _cure(every), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *runs], every),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
 
