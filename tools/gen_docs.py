@@ -1,5 +1,5 @@
 """Write the generated pages: docs/rules/<id>.md, docs/rules/index.md, docs/signals.md, docs/cli.md,
-docs/rule-functions.md, docs/matrix.md.
+docs/rule-functions.md, docs/matrix.md, docs/pathologies.md.
 
 ``--check`` writes nothing and fails when a page is stale, missing or left over. The rule pages come from the rule files alone,
 the signal page from the catalogue and the name tables, the command page from the parser: nothing is written twice by hand.
@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import matrix
+import pathologies
 import yaml
 
 from trainvitals import cli
@@ -75,6 +76,7 @@ def pages() -> dict[Path, str]:
     out[DOCS / "signals.md"] = signal_page(rules)
     out[DOCS / "cli.md"] = cli_page()
     out[DOCS / "rule-functions.md"] = function_page()
+    out[DOCS / "pathologies.md"] = pathologies.page({path.stem: path.read_text() for path in rule_files("stable")}, NOTICE)
     out[DOCS / "matrix.md"] = matrix.page(ROOT / "tests" / "suite" / "seen", NOTICE)
     return out
 
