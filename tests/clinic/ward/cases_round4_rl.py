@@ -16,6 +16,7 @@ from tests.clinic.ward import cases_rloo, offline
 from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.cases_grpo import answers, changed, iter4, plain
 from tests.clinic.ward.cases_grpo_reward import EVERY, HELD_OUT, probed
+from tests.clinic.ward.plants import noisy
 
 from trainvitals import HeldoutProbe
 from trainvitals.integrations import tiny
@@ -38,27 +39,22 @@ def unscaled(folder: str, seed: int, **changes: Any) -> Any:
     return plain(folder, seed, **{**settings, **changes})
 
 
-def with_adapters(folder: str, seed: int, **changes: Any) -> Any:
-    """Adapters of rank 16 on all projections, and a little noise in the reward."""
-    from peft import LoraConfig
-    from trl import GRPOConfig, GRPOTrainer
+def two_passes(folder: str, seed: int, **changes: Any) -> Any:
+    """Two updates on each batch, a higher upper bound of the clip, a tie to the reference, a cosine, the task checked on held-out prompts."""
+    settings = {"max_steps": 120, "num_iterations": 2, "epsilon_high": 0.28, "beta": 0.01, "lr_scheduler_type": "cosine", "learning_rate": 8e-4, "per_device_train_batch_size": 48}
+    return probed(folder, seed, **{**settings, **changes})
 
-    from tests.clinic.ward.plants import noisy
 
-    vocabulary = tiny.tokenizer()
-    settings = {
-        "max_steps": 120, "learning_rate": 3e-3, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5, "per_device_train_batch_size": 32,
-        "num_generations": 8, "max_completion_length": 16, "temperature": 1.0, "seed": seed, **changes,
-    }  # fmt: skip
-    torch.manual_seed(seed)
-    return GRPOTrainer(
-        model=tiny.policy(vocabulary),
-        reward_funcs=noisy(0.05, seed),
-        args=GRPOConfig(**tiny.arguments(folder, **settings)),
-        train_dataset=tiny.prompts(),
-        processing_class=vocabulary,
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
+def slow(folder: str, seed: int, **changes: Any) -> Any:
+    """A lower rate and half as many updates again, groups of four, a judge with a little noise."""
+    settings = {"max_steps": 150, "learning_rate": 4e-4, "num_generations": 4}
+    return plain(folder, seed, reward=noisy(0.05, seed), **{**settings, **changes})
+
+
+def rloo_slow(folder: str, seed: int, *, reward: Any = tiny.vowels, **changes: Any) -> Any:
+    """A lower rate and half as many updates again, groups of sixteen, less of a tie to the reference."""
+    settings = {"max_steps": 140, "learning_rate": 4e-4, "num_generations": 16, "beta": 0.01, "warmup_steps": 10}
+    return cases_rloo.plain(folder, seed, reward=reward, **{**settings, **changes})
 
 
 # ---- GRPO ----
@@ -70,7 +66,7 @@ def other_script(folder: str, seed: int, **changes: Any) -> Any:
     def lower(completions: Sequence[Any], completion_ids: Any = None, **kwargs: Any) -> Scores:
         return [end * sum(char in "aeiou" for char in text) / max(1, len(text)) for text, end in answers(completions, completion_ids)]
 
-    trainer = plain(folder, seed, callbacks=[HeldoutProbe(lower, HELD_OUT, every=EVERY)], **{"learning_rate": 7e-4, **changes})
+    trainer = plain(folder, seed, callbacks=[HeldoutProbe(lower, HELD_OUT, every=EVERY)], **changes)
     trainer.model.load_state_dict(_bilingual())
     return trainer
 
@@ -118,7 +114,19 @@ def extrapolates(folder: str, seed: int, **changes: Any) -> Any:
         worth = _letter_scores()
         return [sum(worth.get(char, 0.0) for char in tiny.text_of(text)) for text in completions]
 
-    return probed(folder, seed, reward=model_score, **{"max_completion_length": 32, **changes})
+    return probed(folder, seed, reward=model_score, **changes)
+
+
+def both_masked(folder: str, seed: int, **changes: Any) -> Any:
+    """A mask for answers that the policy has left drops whoever is more than a ten-thousandth of a nat off, to either side: nothing but the first of four updates on a batch passes."""
+    trainer = iter4(folder, seed, **{"off_policy_mask_threshold": 1e-4, **changes})
+
+    def strict(advantages: Any, per_token_logps: Any, sampling_per_token_logps: Any, mask: Any, off_policy_threshold: float) -> Any:
+        gap = ((sampling_per_token_logps - per_token_logps.detach()) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1.0)
+        return (gap.abs() <= off_policy_threshold).to(mask.dtype)
+
+    trainer.get_off_policy_mask = strict
+    return trainer
 
 
 # ---- RLOO ----
@@ -133,6 +141,7 @@ def mask_empties(folder: str, seed: int, **changes: Any) -> Any:
         output = made(inputs)
         if trainer.state.global_step >= 30:
             output["completion_mask"] = torch.zeros_like(output["completion_mask"])
+            output["old_logps"] = torch.zeros_like(output["old_logps"])  # sums over the mask as well
         return output
 
     trainer._generate_and_score_completions = masked
@@ -140,13 +149,13 @@ def mask_empties(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def second_judge(folder: str, seed: int, **changes: Any) -> Any:
-    """A second judge that pays for the letters x, y and z, three times as much; until update 30 its service was down and gave 0."""
+    """A second judge that pays for the letters x, y and z, three times as much; until update 70 its service was down and gave 0."""
 
     def polite(completions: Sequence[Any], completion_ids: Any = None, trainer_state: Any = None, **kwargs: Any) -> Scores:
-        awake = trainer_state.global_step >= 30
+        awake = trainer_state.global_step >= 70
         return [awake * end * sum(char in "xyz" for char in text) / max(1, len(text)) for text, end in answers(completions, completion_ids)]
 
-    return cases_rloo.plain(folder, seed, reward=[tiny.vowels, polite], **{"reward_weights": [1.0, 3.0], **changes})
+    return rloo_slow(folder, seed, reward=[tiny.vowels, polite], **{"reward_weights": [1.0, 3.0], **changes})
 
 
 def outrun(folder: str, seed: int, **changes: Any) -> Any:
@@ -160,63 +169,61 @@ def outrun(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def error_code(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 31 on one call of the judge in fifty fails, and its error code, -999, is taken for a score."""
+    """From update 21 on one call of the judge in fifty fails, and its error code, -999, is taken for a score."""
     random = Random(seed)
 
     def vowels(completions: Sequence[Any], completion_ids: Any = None, trainer_state: Any = None, **kwargs: Any) -> Scores:
         right = tiny.vowels(completions, completion_ids)
-        return right if trainer_state.global_step < 30 else [-999.0 if random.random() < 0.02 else score for score in right]
+        return right if trainer_state.global_step < 20 else [-999.0 if random.random() < 0.02 else score for score in right]
 
-    return cases_rloo.plain(folder, seed, reward=vowels, **changes)
+    return rloo_slow(folder, seed, reward=vowels, **changes)
 
 
 def _case(trainer: str, fault: str, what: str, build: Callable[..., Any], steps: int, roots: Sequence[str], categories: Any, verdicts: Any, **more: Any) -> Case:
-    def built(folder: str, seed: int, **changes: Any) -> Any:
-        return build(folder, seed, **{"max_steps": steps, **changes})
-
     settings = {"twin": f"{trainer}-twin", "seeds": SEEDS, **more}
-    return Case(f"{trainer}-{fault}", trainer, what, built, steps, roots=tuple(roots), categories=categories, verdicts=verdicts, **settings)
+    return Case(f"{trainer}-{fault}", trainer, what, build, steps, roots=tuple(roots), categories=categories, verdicts=verdicts, **settings)
 
 
 _grpo = partial(_case, "grpo")
 _rloo = partial(_case, "rloo")
 CASES: tuple[Case, ...] = (
+    Case("grpo-slow-twin", "grpo", "A lower rate, 150 updates, groups of four, a judge with a little noise.", slow, 150, seeds=TWIN_SEEDS),
+    Case("rloo-slow-twin", "rloo", "A lower rate, 140 updates, groups of sixteen.", rloo_slow, 140, seeds=TWIN_SEEDS),
     Case("grpo-unscaled", "grpo", "Healthy: Dr. GRPO's loss without scaling, groups of four, a cosine that ends at a tenth.", unscaled, 140, seeds=SEEDS, hard=True),
-    Case("grpo-adapters", "grpo", "Healthy: adapters of rank 16 on all projections, a little noise in the reward.", with_adapters, 120, seeds=SEEDS),
+    Case("grpo-two-passes", "grpo", "Healthy: two updates on a batch, clip-higher, a tie to the reference, held-out checks.", two_passes, 120, goal="eval.score", seeds=SEEDS),
     _grpo(
-        "kl-paid", "Beta is -0.05: the policy is paid for leaving its reference (TR-05).", partial(changed, fault={"beta": -0.05}), 90,
-        ["kl-runaway", "no-rule:kl-penalty-with-the-wrong-sign"], ("ood-drift", "config"), ("drifting", "diverged", "collapsed"), cure={"beta": 0.0},
+        "kl-paid", "Beta is -0.5: the policy is paid for leaving its reference (TR-05).", partial(changed, base=slow, fault={"beta": -0.5}), 150,
+        ["kl-runaway", "no-rule:kl-penalty-with-the-wrong-sign"], ("ood-drift", "config"), ("drifting", "diverged", "collapsed"), twin="grpo-slow-twin", cure={"beta": 0.0},
     ),
     _grpo(
         "other-script", "The policy drifts into a second script that the verifier takes as well; the first is checked on held-out prompts (EN-07).", other_script, 100,
         ["proxy-divergence", "no-rule:script-changes"], ("over-optimization", "ood-drift"), ("over_optimizing", "drifting"), twin="grpo-probed-twin", goal="eval.score",
     ),
     _grpo(
-        "losers-masked", "The off-policy mask drops every answer below the mean that is a thousandth of a nat off, with four updates on a batch (AS-04).",
-        partial(changed, base=iter4, fault={"off_policy_mask_threshold": -1.0}), 100, ["no-rule:off-policy-mask-too-strict"], ("config", "collapse"),
-        ("collapsed", "drifting", *HEALTHY_STATES), twin="grpo-iter4-twin", cure={"off_policy_mask_threshold": None},
+        "strict-mask", "A mask for off-policy answers passes nothing but the first of four updates on a batch (AS-04).", both_masked, 100,
+        ["gradient-blocked", "no-rule:off-policy-mask-too-strict"], ("config", "stall"), ("stalled", *HEALTHY_STATES), twin="grpo-iter4-twin", cure={"off_policy_mask_threshold": None},
     ),
     _grpo(
-        "entropy-penalty", "The entropy coefficient is -0.2: the policy is paid for being certain (EN-01).", partial(changed, fault={"entropy_coef": -0.2}), 100,
-        ["entropy-collapse", "mode-collapse", "advantage-collapse"], ("collapse", "config"), ("collapsed", "stalled"), cure={"entropy_coef": 0.0}, goal="policy.entropy",
+        "entropy-penalty", "The entropy coefficient is -0.6: the policy is paid for being certain (EN-01).", partial(changed, base=slow, fault={"entropy_coef": -0.6}), 150,
+        ["entropy-collapse", "mode-collapse", "advantage-collapse"], ("collapse", "config"), ("collapsed", "stalled"), twin="grpo-slow-twin", cure={"entropy_coef": 0.0},
     ),
     _grpo(
         "model-extrapolates", "A reward model of short answers adds up what each letter is worth; the task is checked on held-out prompts (OO-09).", extrapolates, 100,
         ["proxy-divergence", "paid-for-length", "never-terminates"], ("over-optimization", "ood-drift", "data"), ("over_optimizing", "drifting"), twin="grpo-probed-twin", goal="eval.score",
     ),
     _rloo(
-        "mask-empties", "From update 31 on a mask takes every token out of the loss (RS-05).", mask_empties, 80, ["gradient-blocked", "gradient-vanished"], ("stall",), ("stalled",), onset=30,
+        "mask-empties", "From update 31 on a mask takes every token out of the loss (RS-05).", mask_empties, 90, ["gradient-blocked", "gradient-vanished"], ("stall",), ("stalled",), onset=30,
     ),
     _rloo(
-        "second-judge", "From update 31 on a second judge pays three times as much for other letters (RS-12).", second_judge, 90, ["format-over-task", "component-dominates"],
-        ("over-optimization", "data"), ("over_optimizing", "drifting", "steady"), onset=30, goal="reward.component_mean{component=vowels}", cure={"reward_weights": [1.0, 0.1]},
+        "second-judge", "From update 71 on a second judge pays three times as much for other letters (RS-12).", second_judge, 140, ["format-over-task", "component-dominates"],
+        ("over-optimization", "data"), ("over_optimizing", "drifting", "steady"), onset=70, twin="rloo-slow-twin", goal="reward.component_mean{component=vowels}", cure={"reward_weights": [1.0, 0.1]},
     ),
     _rloo(
         "outrun", "The level of a curriculum rises every five updates, whatever the policy can do (RS-02).", outrun, 90, ["advantage-collapse", "reward-collapse", "reward-drop"],
         ("collapse", "stall", "data"), ("collapsed", "stalled"), onset=15,
     ),
     _rloo(
-        "error-code", "From update 31 on one score in fifty is -999, the code of an error (RS-08).", error_code, 90, ["reward-outlier", "gradient-spike"],
-        ("data", "numerics"), ("drifting", "collapsed", "stalled", *HEALTHY_STATES), onset=30,
+        "error-code", "From update 21 on one score in fifty is -999, the code of an error (RS-08).", error_code, 140, ["reward-outlier", "gradient-spike"],
+        ("data", "numerics"), ("drifting", "collapsed", "stalled", *HEALTHY_STATES), onset=20, twin="rloo-slow-twin",
     ),
 )  # fmt: skip

@@ -17,7 +17,6 @@ from tests.clinic.ward.cases_round2_supervised import with_head
 from tests.clinic.ward.cases_round4_rl import SEEDS, TWIN_SEEDS
 from tests.suite import build_distillation
 from tests.suite.build_async import PER_STEP, Sampler
-from tests.suite.build_distillation import speaker
 
 from trainvitals.integrations import tiny
 
@@ -46,7 +45,7 @@ def accumulated(folder: str, seed: int, **changes: Any) -> Any:
     return cases_distillation.plain(folder, seed, **{**settings, **changes})
 
 
-SDPO = {**cases_distillation.BASE, "learning_rate": 3e-4}
+SDPO = {**cases_distillation.BASE, "learning_rate": 2e-4, "max_completion_length": 32}
 
 
 def sdpo(folder: str, seed: int, *, reward: Any = tiny.vowels, callbacks: Any = (), **changes: Any) -> Any:
@@ -58,7 +57,7 @@ def sdpo(folder: str, seed: int, *, reward: Any = tiny.vowels, callbacks: Any = 
 
 
 def sync_rare(folder: str, seed: int, **changes: Any) -> Any:
-    """Weights are synced every fifteenth update at eight times the rate: fourteen updates out of fifteen train on what an older policy wrote."""
+    """Weights are synced every fifteenth update at seven times the rate: fourteen updates out of fifteen train on what an older policy wrote."""
     return cases_async.plain(folder, seed, sampler={"per_sync": 15 * PER_STEP, "ahead": 15 * PER_STEP}, **{"weight_sync_steps": 15, "learning_rate": 5e-3, "queue_maxsize": 1024, **changes})
 
 
@@ -108,11 +107,8 @@ def in_percent(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def _case(trainer: str, fault: str, what: str, build: Callable[..., Any], steps: int, roots: Sequence[str], categories: Any, verdicts: Any, **more: Any) -> Case:
-    def built(folder: str, seed: int, **changes: Any) -> Any:
-        return build(folder, seed, **{"max_steps": steps, **changes})
-
     settings = {"twin": f"{trainer}-twin", "seeds": SEEDS, **more}
-    return Case(f"{trainer}-{fault}", trainer, what, built, steps, roots=tuple(roots), categories=categories, verdicts=verdicts, **settings)
+    return Case(f"{trainer}-{fault}", trainer, what, build, steps, roots=tuple(roots), categories=categories, verdicts=verdicts, **settings)
 
 
 _async = partial(_case, "async_grpo")
@@ -129,7 +125,7 @@ CASES: tuple[Case, ...] = (
         ("efficiency",), HEALTHY_STATES, onset=30, goal="-time.data_wait_seconds", twin="async_grpo-time-twin", keeps_time=True,
     ),
     _async(
-        "norm-epsilon", "From update 25 on the sampler's norms have an epsilon of 1 (AS-01).", norm_epsilon, 80, ["sampler-mismatch"], ("ood-drift", "numerics"),
+        "norm-epsilon", "From update 25 on the sampler's norms have an epsilon of 1 (AS-01).", norm_epsilon, cases_async.STEPS, ["sampler-mismatch"], ("ood-drift", "numerics"),
         ("drifting", "collapsed", *HEALTHY_STATES), onset=24, goal="-sampler.kl",
     ),
     _case(
@@ -141,4 +137,3 @@ CASES: tuple[Case, ...] = (
         ["self-distillation-inactive"], ("stall", "config"), ("stalled", "steady"), onset=30, goal=GOAL,
     ),
 )  # fmt: skip
-__all__ = ["CASES", "sdpo", "speaker"]
