@@ -72,13 +72,13 @@ def one_slow(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def norm_epsilon(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 25 on the sampler is another build, whose norms have an epsilon of 1 instead of 1e-6."""
+    """From update 25 on the sampler is another build, whose norms have an epsilon of 0.1 instead of 1e-6."""
 
     def rebuilt(sampler: Sampler, version: int) -> None:
         if version == 25:
             for module in sampler.model.modules():
                 if hasattr(module, "variance_epsilon"):
-                    module.variance_epsilon = 1.0
+                    module.variance_epsilon = 0.1
 
     return cases_async.plain(folder, seed, sampler={"at_version": rebuilt}, **changes)
 
@@ -101,7 +101,7 @@ def outlier_batches(folder: str, seed: int, **changes: Any) -> Any:
     return trainer  # bound before `swap` runs
 
 
-def in_percent(folder: str, seed: int, **changes: Any) -> Any:
+def no_success(folder: str, seed: int, **changes: Any) -> Any:
     """From update 31 on the reward function gives a share of ten instead of a share of one: no answer reaches the threshold of a success any more."""
     return sdpo(folder, seed, reward=plants.reward_from(30, lambda text, ended: plants.share(text, ended) / 10), **changes)
 
@@ -125,7 +125,7 @@ CASES: tuple[Case, ...] = (
         ("efficiency",), HEALTHY_STATES, onset=30, goal="-time.data_wait_seconds", twin="async_grpo-time-twin", keeps_time=True,
     ),
     _async(
-        "norm-epsilon", "From update 25 on the sampler's norms have an epsilon of 1 (AS-01).", norm_epsilon, cases_async.STEPS, ["sampler-mismatch"], ("ood-drift", "numerics"),
+        "norm-epsilon", "From update 25 on the sampler's norms have an epsilon of 0.1 (AS-01).", norm_epsilon, cases_async.STEPS, ["sampler-mismatch"], ("ood-drift", "numerics"),
         ("drifting", "collapsed", *HEALTHY_STATES), onset=24, goal="-sampler.kl",
     ),
     _case(
@@ -133,7 +133,7 @@ CASES: tuple[Case, ...] = (
         ["gradient-spike", "loss-spike"], ("numerics", "data"), ("drifting", "diverged", *HEALTHY_STATES), onset=30, goal=GOAL,
     ),
     _case(
-        "sdpo", "no-success", "From update 31 on rewards are a tenth of what they were, so that nothing counts as a success (DI-07).", in_percent, 90,
-        ["self-distillation-inactive"], ("stall", "config"), ("stalled", "steady"), onset=30, goal=GOAL,
+        "sdpo", "no-success", "From update 31 on rewards are a tenth of what they were, so that nothing counts as a success (DI-07).", no_success, 90,
+        ["self-distillation-inactive", "reward-scale-shift"], ("stall", "config"), ("stalled", "steady"), onset=30, goal=GOAL,
     ),
 )  # fmt: skip
