@@ -110,9 +110,9 @@ def adapter_scale(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def many_views(folder: str, seed: int, **changes: Any) -> Any:
-    """40 rows of answers of four words are read two dozen times."""
+    """24 rows of answers of four words are read forty times at a rate and a half."""
     answer = partial(offline.phrase, count=4)
-    return sft(folder, seed, rows=offline.dialogues(40, seed, answer), answer=answer, **{"max_length": 80, "eval_steps": 10, **changes})
+    return sft(folder, seed, rows=offline.dialogues(24, seed, answer), answer=answer, **{"learning_rate": 6e-3, "max_length": 80, "eval_steps": 10, **changes})
 
 
 def role_renamed(folder: str, seed: int, **changes: Any) -> Any:
@@ -121,16 +121,6 @@ def role_renamed(folder: str, seed: int, **changes: Any) -> Any:
     for row in rows[60 * 8 :]:
         row["completion"] = [{**row["completion"][0], "role": "model"}]
     return sft(folder, seed, rows=rows, collator=Masked(tiny.tokenizer()), **{"train_sampling_strategy": "sequential", **changes})
-
-
-def neighbours(folder: str, seed: int, **changes: Any) -> Any:
-    """Ten rows with one answer follow each other, as paraphrases of one question do, and each sees those before it in its sequence."""
-    random, rows = Random(seed), offline.dialogues(3600, seed)
-    for start in range(0, len(rows), 10):
-        answer = offline.turn("assistant", offline.phrase(random))
-        for row in rows[start : start + 10]:
-            row["completion"] = answer
-    return sft(folder, seed, rows=rows, **{**PACKED, **changes})
 
 
 # ---- reward models ----
@@ -219,7 +209,7 @@ def _healthy(name: str, what: str, build: Callable[..., Any], steps: int, *, see
 LEARNS: Any = ("improving", "steady")
 _sft, _dpo = partial(_case, "sft"), partial(_case, "dpo")
 CASES: tuple[Case, ...] = (
-    _healthy("sft-packed-twin", "Packed rows that have nothing to do with each other.", packed, PACKED["max_steps"], seeds=TWIN_SEEDS),
+    _healthy("sft-packed", "Healthy: rows are packed, five to a sequence, 180 updates.", packed, PACKED["max_steps"]),
     _healthy("sft-replay-twin", "A model that knows one domain learns another, with half of the rows of the first.", partial(second_subject, replay=0.5), 120, seeds=TWIN_SEEDS),
     _healthy("reward-linear-twin", "A linear schedule to 0, pairs read in order.", reward_linear, 120, seeds=TWIN_SEEDS),
     _healthy("dpo-lora-twin", "Adapters of rank 8 on all projections.", dpo_adapters, 100, seeds=TWIN_SEEDS),
@@ -231,10 +221,8 @@ CASES: tuple[Case, ...] = (
          ("ood-drift", "data", "over-optimization"), ("drifting", "over_optimizing"), onset=40),
     _sft("adapter-scale", "Adapters of rank 64 with an alpha of 0.25 (LO-10).", adapter_scale, 120, ["loss-plateau", "no-rule:adapter-scale-too-small"], ("stall", "config"), ("stalled", "steady"),
          twin="sft-lora-twin"),
-    _sft("many-views", "40 rows are read two dozen times (SF-02).", many_views, 120, ["memorised-epoch", "overfitting", "too-many-epochs"], ("over-optimization", "config"), ("over_optimizing",)),
+    _sft("many-views", "24 rows are read forty times at a rate and a half (SF-02).", many_views, 120, ["memorised-epoch", "overfitting", "too-many-epochs"], ("over-optimization", "config"), ("over_optimizing",)),
     _sft("role-renamed", "From update 61 on rows are of an export in which the collator finds no answer (SF-04).", role_renamed, 120, ["labels-masked", "rows-without-labels"], ("data",), ("stalled", "diverged"), onset=60),
-    _sft("neighbours", "Packed rows see the rows before them, which have the same answer (SF-15).", neighbours, PACKED["max_steps"], ["evaluation-contradicts", "overfitting", "no-rule:rows-see-their-neighbours"],
-         ("data", "over-optimization"), ("over_optimizing", "drifting", "stalled", *LEARNS), twin="sft-packed-twin"),
     _sft("forgets", "A model that knows one domain learns another, without a row of the first (SF-09).", partial(second_subject, replay=0.0), 120, ["overfitting", "no-rule:forgetting"],
          ("over-optimization", "ood-drift"), ("over_optimizing", "drifting"), twin="sft-replay-twin"),
     _case("reward", "resumed-anew", f"After update {RESUME} the run is resumed with its weights alone: optimizer, schedule and data begin anew (NU-13).", resumed_anew, 120,

@@ -83,11 +83,40 @@ def norm_epsilon(folder: str, seed: int, **changes: Any) -> Any:
     return cases_async.plain(folder, seed, sampler={"at_version": rebuilt}, **changes)
 
 
+def mixture(folder: str, seed: int, *, sampler: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """The healthy training of a mixture of four experts, two for each token."""
+    from tests.suite import build_async, build_models
+
+    def saved(output_dir: str) -> tuple[str, Any, Any]:
+        vocabulary = tiny.tokenizer()
+        policy = build_models.mixture(vocabulary)
+        return build_distillation.saved(output_dir, policy, vocabulary, "policy"), vocabulary, policy
+
+    dense, build_async._folder = build_async._folder, saved
+    try:
+        return cases_async.plain(folder, seed, sampler=sampler, **changes)
+    finally:
+        build_async._folder = dense
+
+
+def other_experts(folder: str, seed: int, **changes: Any) -> Any:
+    """The sampler's routers are noisy (half of the spread of their weights, drawn anew at each sync): many tokens go to other experts there than in the trainer."""
+    random = torch.Generator().manual_seed(seed)
+
+    def perturb(sampler: Sampler, version: int) -> None:
+        with torch.no_grad():
+            for name, weight in sampler.model.named_parameters():
+                if name.endswith("mlp.gate.weight"):
+                    weight.add_(0.5 * weight.std() * torch.randn(weight.shape, generator=random))
+
+    return mixture(folder, seed, sampler={"at_version": perturb}, **changes)
+
+
 # ---- distillation ----
 
 
 def outlier_batches(folder: str, seed: int, **changes: Any) -> Any:
-    """From update 31 on one batch in nine meets a teacher whose logits are twelve times as large and those of other tokens."""
+    """From update 37 on one batch in nine meets a teacher whose logits are twelve times as large and those of other tokens."""
     teacher = with_head(lambda head: head)
     own = teacher.lm_head.weight.detach().clone()
     order = torch.randperm(len(own), generator=torch.Generator().manual_seed(3))
@@ -97,7 +126,7 @@ def outlier_batches(folder: str, seed: int, **changes: Any) -> Any:
         with torch.no_grad():
             teacher.lm_head.weight.copy_(12 * own[order] if step % 9 == 0 else own)
 
-    trainer = cases_distillation.plain(folder, seed, teacher=teacher, callbacks=[Every(swap, 30)], **changes)
+    trainer = cases_distillation.plain(folder, seed, teacher=teacher, callbacks=[Every(swap, 36)], **changes)
     return trainer  # bound before `swap` runs
 
 
@@ -114,6 +143,7 @@ def _case(trainer: str, fault: str, what: str, build: Callable[..., Any], steps:
 _async = partial(_case, "async_grpo")
 CASES: tuple[Case, ...] = (
     Case("sdpo-twin", "sdpo", "Self-distillation with what succeeded in a group in the teacher's prompt.", sdpo, cases_distillation.STEPS, goal=GOAL, seeds=TWIN_SEEDS),
+    Case("async_grpo-moe-twin", "async_grpo", "A mixture of four experts, two for each token.", mixture, cases_async.STEPS, seeds=TWIN_SEEDS),
     Case("online_dpo-noisy-judge", "online_dpo", "Healthy: a judge with noise, larger batches, a linear schedule.", noisy_pairs, 70, seeds=SEEDS),
     Case("distillation-accumulated", "distillation", "Healthy: three micro-batches of four make an update, a cosine to 0.", accumulated, 80, goal=GOAL, seeds=SEEDS),
     _async(
@@ -128,9 +158,13 @@ CASES: tuple[Case, ...] = (
         "norm-epsilon", "From update 25 on the sampler's norms have an epsilon of 0.1 (AS-01).", norm_epsilon, cases_async.STEPS, ["sampler-mismatch"], ("ood-drift", "numerics"),
         ("drifting", "collapsed", *HEALTHY_STATES), onset=24, goal="-sampler.kl",
     ),
+    _async(
+        "other-experts", "The routers of the sampler are noisy, so that many tokens go to other experts than in the trainer (AS-11).", other_experts, 90, ["sampler-mismatch"],
+        ("ood-drift", "numerics"), ("drifting", "collapsed", *HEALTHY_STATES), goal="-sampler.kl", twin="async_grpo-moe-twin",
+    ),
     _case(
-        "distillation", "outlier-batches", "From update 31 on one batch in nine meets a teacher with other, far larger logits (NU-03).", outlier_batches, 90,
-        ["gradient-spike", "loss-spike"], ("numerics", "data"), ("drifting", "diverged", *HEALTHY_STATES), onset=30, goal=GOAL,
+        "distillation", "outlier-batches", "From update 37 on one batch in nine meets a teacher with other, far larger logits (NU-03).", outlier_batches, 90,
+        ["gradient-spike", "loss-spike"], ("numerics", "data"), ("drifting", "diverged", *HEALTHY_STATES), onset=36, goal=GOAL,
     ),
     _case(
         "sdpo", "no-success", "From update 31 on rewards are a tenth of what they were, so that nothing counts as a success (DI-07).", no_success, 90,
