@@ -220,7 +220,7 @@ CASES: tuple[Case, ...] = (
     ),
     _rloo(
         "outrun", "The level of a curriculum rises every five updates, whatever the policy can do (RS-02).", outrun, 90, ["advantage-collapse", "reward-collapse", "reward-drop"],
-        ("collapse", "stall", "data"), ("collapsed", "stalled"), onset=15,
+        ("collapse", "stall", "data"), ("collapsed", "stalled"), onset=5,
     ),
     _rloo(
         "error-code", "From update 21 on one score in fifty is -999, the code of an error (RS-08).", error_code, 140, ["reward-outlier", "gradient-spike"],
