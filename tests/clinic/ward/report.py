@@ -13,7 +13,16 @@ from tests.clinic.ward.cases import CASES, EVERY
 from tests.clinic.ward.cure import ARMS
 from tests.clinic.ward.score import Judged, judge_all, right_verdict, set_aside
 from tests.clinic.ward.tally import Rate, Share, Tally, per_rule, tally
-from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, FIRST_SCORED_2, FIRST_SCORED_3, FIRST_SCORED_4, MISSED, TRIED
+from tests.clinic.ward.why import (
+    CURE_MISSED,
+    CURE_TRIED,
+    FIRST_SCORED,
+    FIRST_SCORED_2,
+    FIRST_SCORED_3,
+    FIRST_SCORED_4,
+    MISSED,
+    TRIED,
+)
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmark.md"
 RESULTS = Path(__file__).parent / "results"
