@@ -143,13 +143,6 @@ def resumed_anew(folder: str, seed: int, **changes: Any) -> Any:
     return offline.at(reward_linear(folder, seed, rows=half + half, **changes), RESUME, forget)
 
 
-def squashed(folder: str, seed: int, **changes: Any) -> Any:
-    """The score is squashed to -1 to 1 by a function that is at its bounds for nearly every answer: no gradient comes through."""
-    trainer = cases_supervised.reward(folder, seed, **changes)
-    trainer.model.score.register_forward_hook(lambda module, inputs, output: torch.tanh(40 * output))
-    return trainer
-
-
 # ---- DPO, KTO, ORPO ----
 
 
@@ -233,8 +226,6 @@ CASES: tuple[Case, ...] = (
          ("over-optimization", "ood-drift"), ("over_optimizing", "drifting"), twin="sft-replay-twin"),
     _case("reward", "resumed-anew", f"After update {RESUME} the run is resumed with its weights alone: optimizer, schedule and data begin anew (NU-13).", resumed_anew, 120,
           ["learning-rate-jump", "no-rule:resumed-without-its-state"], ("config", "numerics"), ("drifting", *LEARNS), onset=RESUME, twin="reward-linear-twin"),
-    _case("reward", "squashed", "The score is squashed to -1 to 1 and is at a bound for nearly every answer (RM-06).", squashed, 120, ["no-rule:scores-at-their-bounds"],
-          ("stall", "numerics", "config"), ("stalled", *LEARNS)),
     _dpo("adapters-outgrow", "The learning rate of the adapters is 0.1, over three hundred times too high (LO-09).", partial(dpo_adapters, learning_rate=0.1), 100, ["adapter-learning-rate-high", "adapter-outgrows-base", "step-size-too-large"],
          ("config", "ood-drift", "numerics"), ("diverged", "drifting", "over_optimizing", "stalled"), twin="dpo-lora-twin", cure={"learning_rate": 3e-4}, goal="preference.logp_chosen"),
     _case("kto", "blocks", "Examples come in blocks of 25 batches with one label (SF-11).", blocks, 100, ["kto-one-class", "no-rule:sorted-data"], ("data", "ood-drift"),
