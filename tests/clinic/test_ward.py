@@ -11,7 +11,7 @@ import pytest
 from tests.clinic.ward import __main__ as commands
 from tests.clinic.ward import effect, intervals, report, rounds, score
 from tests.clinic.ward.case import HEALTHY_STATES, Case
-from tests.clinic.ward.cases import CASES, EVERY, ROUND_THREE, ROUND_TWO, by_id
+from tests.clinic.ward.cases import CASES, EVERY, ROUND_FOUR, ROUND_THREE, ROUND_TWO, by_id
 from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
 from tests.clinic.ward.onset import Twins, series, visible
 from tests.clinic.ward.record import FOLDERS, first_recorded, load, record_all, save, thin
@@ -215,7 +215,26 @@ def test_the_third_round_is_what_its_list_says() -> None:
         assert set(load(case.id, FOLDERS["three"])) <= set(listed["seeds"])
 
 
-@pytest.mark.parametrize(("which", "case"), [(which, case) for which in (rounds.TWO, rounds.THREE) for case in which.cases], ids=lambda one: getattr(one, "id", ""))
+def test_the_fourth_round_is_what_its_list_says() -> None:
+    listed, older = score.listed("four"), (*CASES, *ROUND_TWO, *ROUND_THREE)
+    assert sorted(listed["cases"]) == sorted(case.id for case in ROUND_FOUR)
+    trained = {seed for case in older for seed in case.seeds} | set(set_aside()["seeds"]) | {seed for word in ("two", "three") for seed in score.listed(word)["seeds"]}
+    assert not trained & {*listed["seeds"], *(seed for case in ROUND_FOUR for seed in case.seeds)}
+    faults = [case for case in ROUND_FOUR if case.sick]
+    assert len(faults) >= 24
+    assert all(len(case.seeds) == 3 and 1 <= len(case.roots) <= 3 for case in faults)
+    assert len({case.trainer for case in faults}) >= 8
+    assert sum(not case.sick and len(case.seeds) == 3 for case in ROUND_FOUR) >= 6
+    assert {split_of(case, case.seeds[0]) for case in ROUND_FOUR} == {"round four: new case"}
+    assert split_of(CASES[0], 9) == split_of(ROUND_TWO[0], 9) == "round four: new seed"
+    assert split_of(CASES[0], 7) == "round three: new seed"
+    assert rounds.seeds(rounds.FOUR, by_id("orpo-twin")) == rounds.seeds(rounds.FOUR, by_id("sft-moe-twin")) == (9,)
+    assert rounds.seeds(rounds.FOUR, faults[0]) == faults[0].seeds
+    for case in older:
+        assert set(load(case.id, FOLDERS["four"])) <= set(listed["seeds"])
+
+
+@pytest.mark.parametrize(("which", "case"), [(which, case) for which in rounds.ROUNDS.values() for case in which.cases], ids=lambda one: getattr(one, "id", ""))
 def test_a_case_of_a_later_round_is_whole(which: rounds.Round, case: Case) -> None:
     runs = load(case.id, which.folder)
     assert set(runs) == set(case.seeds), f"record it: python -m tests.clinic.ward record --round-{which.word} {case.id}"
@@ -240,9 +259,11 @@ def test_seeds_of_the_second_round_lie_apart() -> None:
         assert not set(load(case.id)) & set(rounds.seeds(rounds.TWO, case))
     for case in (*CASES, *ROUND_TWO):
         assert not set(rounds.seeds(rounds.THREE, case)) & {*load(case.id), *load(case.id, rounds.TWO.folder)}
+    for case in (*CASES, *ROUND_TWO, *ROUND_THREE):
+        assert not set(rounds.seeds(rounds.FOUR, case)) & {seed for which in (rounds.TWO, rounds.THREE) for seed in load(case.id, which.folder)}
 
 
-@pytest.mark.parametrize("which", [rounds.TWO, rounds.THREE], ids=lambda which: which.word)
+@pytest.mark.parametrize("which", [*rounds.ROUNDS.values()], ids=lambda which: which.word)
 def test_a_later_round_is_judged_only_by_its_name(which: rounds.Round, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     def looked(*_: object) -> list[Judged]:
         raise AssertionError("looked")
@@ -284,7 +305,7 @@ def _stand_ins(which: rounds.Round = rounds.TWO) -> list[Judged]:
     return [replace(run, split=which.parts[0]) for run in found]
 
 
-@pytest.mark.parametrize("which", [rounds.TWO, rounds.THREE], ids=lambda which: which.word)
+@pytest.mark.parametrize("which", [*rounds.ROUNDS.values()], ids=lambda which: which.word)
 def test_the_first_look_ends_with_what_why_keeps(which: rounds.Round, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
     runs = _stand_ins(which)
     monkeypatch.setattr(rounds, "judge_all", lambda asked, cases: runs if asked is which else [])
@@ -298,6 +319,7 @@ def test_the_first_look_ends_with_what_why_keeps(which: rounds.Round, monkeypatc
 def test_a_page_is_judged_by_the_newest_round_that_was_scored(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     runs = _stand_ins()
     kept = first_scored(tally(runs, {case.id: case for case in CASES}))
+    monkeypatch.setattr(report, "FIRST_SCORED_4", None)
     monkeypatch.setattr(report, "FIRST_SCORED_3", None)
     monkeypatch.setattr(report, "FIRST_SCORED_2", kept)
     monkeypatch.setattr(report, "judge_all", lambda cases: [replace(run, split="dev") for run in runs])
@@ -317,6 +339,14 @@ def test_a_page_is_judged_by_the_newest_round_that_was_scored(monkeypatch) -> No
     assert page.index("## The third round") < page.index("## The second round")
     assert "| round three: new case | " in page
     assert report.ROUND_THREE_JUDGES in page
+    assert "round four" not in page
+    monkeypatch.setattr(report, "FIRST_SCORED_4", kept)
+    page = report.build()
+    assert "| round four, as first scored | met | round four, today | round three, as first scored | round three, today | " in page
+    assert page.index("## The fourth round") < page.index("## The third round")
+    assert "| round four: new case | " in page
+    assert report.ROUND_FOUR_JUDGES in page
+    monkeypatch.setattr(report, "FIRST_SCORED_4", None)
     monkeypatch.setattr(report, "FIRST_SCORED_3", None)
     monkeypatch.setattr(report, "FIRST_SCORED_2", None)
     page = report.build()
@@ -338,7 +368,7 @@ def test_goals_are_judged_by_the_first_look_at_the_first_column() -> None:
     assert all(line.count(" | ") == two[2].count(" | ") for line in (*two[4:], *two[2:3]) if line)
 
 
-@pytest.mark.parametrize("which", [rounds.TWO, rounds.THREE], ids=lambda which: which.word)
+@pytest.mark.parametrize("which", [*rounds.ROUNDS.values()], ids=lambda which: which.word)
 def test_the_part_on_a_later_round_names_what_has_no_rule(which: rounds.Round) -> None:
     cases = {"x-fault": _case(), "y-fault": _case(id="y-fault", roots=("no-rule:x",)), "x-twin": _case(id="x-twin", roots=(), onset=0)}
     runs = [_judged((60, "a")), replace(_judged((60, "b")), case="y-fault"), replace(_judged(sick=False, states=("steady",)), case="x-twin")]

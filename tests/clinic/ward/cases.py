@@ -16,6 +16,9 @@ from tests.clinic.ward import (
     cases_round3_preference,
     cases_round3_rl,
     cases_round3_supervised,
+    cases_round4_offline,
+    cases_round4_rl,
+    cases_round4_sampled,
     cases_supervised,
 )
 from tests.clinic.ward.case import Case
@@ -34,7 +37,9 @@ ROUND_TWO: tuple[Case, ...] = (*cases_round2_rl.CASES, *cases_round2_preference.
 """What the second round adds: faults and healthy settings that were written after the rules, by somebody who did not read them (docs/decisions/0009)."""
 ROUND_THREE: tuple[Case, ...] = (*cases_round3_rl.CASES, *cases_round3_preference.CASES, *cases_round3_supervised.CASES)
 """The same of the third round: faults that were drawn by lot from the catalogue of failures (docs/decisions/0011)."""
-EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE)
+ROUND_FOUR: tuple[Case, ...] = (*cases_round4_rl.CASES, *cases_round4_sampled.CASES, *cases_round4_offline.CASES)
+"""The same of the fourth round: drawn by lot again, with another order (docs/decisions/0012)."""
+EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR)
 
 
 def by_id(case_id: str) -> Case:

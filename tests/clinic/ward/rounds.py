@@ -1,7 +1,7 @@
 """The later rounds: faults, healthy settings and seeds that were chosen after the rules were written, without a look at them.
 
-``set_aside_2.json`` and ``set_aside_3.json`` list them, ``recordings_2`` and ``recordings_3`` hold them, docs/decisions/0009 and 0011 say how
-they were chosen. Nothing of a round is judged by ``make clinic`` until `why` says what it gave the first time.
+``set_aside_2.json`` to ``set_aside_4.json`` list them, ``recordings_2`` to ``recordings_4`` hold them, docs/decisions/0009, 0011 and 0012 say
+how they were chosen. Nothing of a round is judged by ``make clinic`` until `why` says what it gave the first time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.clinic.ward.case import SICK_SEEDS, Case
-from tests.clinic.ward.cases import CASES, ROUND_THREE, ROUND_TWO
+from tests.clinic.ward.case import Case
+from tests.clinic.ward.cases import CASES, ROUND_FOUR, ROUND_THREE, ROUND_TWO
 from tests.clinic.ward.record import FOLDERS, record_all
 from tests.clinic.ward.score import Judged, Split, listed, splits
 from tests.clinic.ward.score import judge_all as judge_in
@@ -63,7 +63,12 @@ THREE = Round(
     "Faults that were drawn by lot from a catalogue of failures, new healthy settings and seeds, written by somebody who did not read the rules, and recorded before anybody scored them (docs/decisions/0011).",
     ROUND_THREE, (*CASES, *ROUND_TWO),
 )  # fmt: skip
-ROUNDS = {f"round-{each.word}": each for each in (TWO, THREE)}
+FOUR = Round(
+    "four", 4, "The fourth round",
+    "Faults that were drawn by lot from the catalogue a second time, new healthy settings and seeds, written by somebody who did not read the rules, and recorded before anybody scored them (docs/decisions/0012).",
+    ROUND_FOUR, (*CASES, *ROUND_TWO, *ROUND_THREE),
+)  # fmt: skip
+ROUNDS = {f"round-{each.word}": each for each in (TWO, THREE, FOUR)}
 
 
 def seeds(which: Round, case: Case) -> tuple[int, ...]:
@@ -71,7 +76,7 @@ def seeds(which: Round, case: Case) -> tuple[int, ...]:
     found = listed(which.word)
     if case.id in found["cases"]:
         return case.seeds
-    few = set(case.seeds) <= set(SICK_SEEDS)
+    few = all(seed < MANY for seed in case.seeds)
     return tuple(seed for seed in found["seeds"] if (seed < MANY) == few)
 
 

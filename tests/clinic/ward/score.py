@@ -20,11 +20,13 @@ from trainvitals.readers import own
 from trainvitals.rulelang.loader import RuleSet, load_rules
 
 SET_ASIDE = Path(__file__).with_name("set_aside.json")
-LISTS = {"three": Path(__file__).with_name("set_aside_3.json"), "two": Path(__file__).with_name("set_aside_2.json")}
+LISTS = {word: Path(__file__).with_name(f"set_aside_{number}.json") for word, number in (("four", 4), ("three", 3), ("two", 2))}
 """What each later round consists of, the newest first: a new seed of an older round's case belongs to the round that added the seed."""
 OF_THE_MACHINE = frozenset({"throughput-drop", "training-stalled"})
 """True or not depends on what else ran on the machine; recordings carry no times unless the case is about them."""
-Split = Literal["dev", "new fault", "new seed", "round two: new case", "round two: new seed", "round three: new case", "round three: new seed"]
+Split = Literal[
+    "dev", "new fault", "new seed", "round two: new case", "round two: new seed", "round three: new case", "round three: new seed", "round four: new case", "round four: new seed",
+]  # fmt: skip
 
 
 @dataclass
