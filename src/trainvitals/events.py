@@ -116,6 +116,10 @@ class RewardEvent(Event):
     component_std: dict[str, float] | None = signal("reward", "Standard deviation of one reward function over the generation batch.", low=0, emitters=_on, cadence="rollout", label="component")
     component_share: dict[str, float] | None = signal("fraction", "w_k*std_k / sum_j w_j*std_j: the part of the reward spread that one function contributes.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout", label="component")
     component_unscored_fraction: dict[str, float] | None = signal("fraction", "Share of completions for which one function returned None or NaN.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout", label="component")
+    mixed_group_fraction: float | None = signal("fraction", "Share of this rank's prompt groups whose completions do not all answer the same prompt; 0 in every sound run.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout")
+    same_text_spread: dict[str, float] | None = signal("ratio", "Mean square difference of one function's scores for copies of one completion, over that for different completions beside them (newest 256 pairs of copies; both directions of a difference must occur): 0 when the text decides the score, 1 when it does not.", low=0, emitters="grpo rloo sdpo", cadence="rollout", label="component")
+    same_text_differing: dict[str, float] | None = signal("count", "Pairs of copies of one completion (of the newest 256) that one function scored differently.", low=0, emitters="grpo rloo sdpo", cadence="rollout", label="component")
+    same_text_zero_fraction: dict[str, float] | None = signal("fraction", "Of the copies that one function scored differently, the share in which one of two has exactly 0; told of functions with three and more other scores, which copies otherwise share.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout", label="component")
 
 
 class AdvantageEvent(Event):
@@ -125,6 +129,7 @@ class AdvantageEvent(Event):
     mean: float | None = signal("ratio", "Mean advantage of the batch; 0 by construction in GRPO.", emitters="grpo rloo ppo async_grpo a2po", cadence="rollout")
     std: float | None = signal("ratio", "Standard deviation of the advantages of the batch.", low=0, emitters="grpo rloo ppo async_grpo", cadence="rollout")
     abs_max: float | None = signal("ratio", "Largest absolute advantage; at most (G-1)/sqrt(G) when scaled by the group's own std.", low=0, emitters="grpo rloo ppo async_grpo", cadence="rollout")
+    group_mean_error: float | None = signal("ratio", "Largest distance of a prompt group's mean advantage from 0, over the root mean square of all advantages: 0 up to rounding when each is measured against its own group. This rank.", low=0, emitters="grpo rloo", cadence="rollout")
 
 
 class PolicyEvent(Event):

@@ -100,7 +100,7 @@ def _group_signals(groups: Floats, seen: RewardRange) -> dict[str, float]:
 
 def _component_signals(matrix: Floats, weights: Floats, names: Sequence[str], unscored: NDArray[np.bool_]) -> dict[str, float]:
     values: dict[str, float] = {}
-    labels = [name if list(names).count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
+    labels = component_labels(names)
     spreads = []
     for index, label in enumerate(labels):
         column = matrix[~unscored[:, index], index]
@@ -115,6 +115,11 @@ def _component_signals(matrix: Floats, weights: Floats, names: Sequence[str], un
         for label, part in zip(labels, spreads, strict=True):
             values[labelled("reward.component_share", "component", label)] = part / whole
     return values
+
+
+def component_labels(names: Sequence[str]) -> list[str]:
+    """Label of each reward function: its name, with its position where two have the same."""
+    return [name if list(names).count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
 
 
 def length_correlation(rewards: Floats, lengths: Floats, group_size: int) -> float | None:
