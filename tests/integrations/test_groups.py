@@ -56,7 +56,7 @@ def test_the_rounding_of_flat_groups_is_no_error():
     assert centre_error(np.zeros(8), np.arange(8.0), 4) == 0
 
 
-def told(score, batches=40, label="judge"):
+def told(score, batches=70, label="judge"):
     """What is told after some batches of 4 groups of 8 one-letter answers; `score` gets texts and a generator."""
     random, same = np.random.default_rng(0), SameText()
     values = {}
@@ -102,9 +102,9 @@ def test_nothing_is_told_of_a_few_copies_or_of_a_constant():
 
 def test_old_batches_are_forgotten():
     random, same = np.random.default_rng(0), SameText()
-    for batch in range(80):
+    for batch in range(140):
         texts = random.integers(0, 20, 32).tolist()
-        scores = random.permutation(texts) if batch < 40 else np.asarray(texts)
+        scores = random.permutation(texts) if batch < 70 else np.asarray(texts)
         values = same.signals(texts, group_parts(32, 8, 0), scores.astype(float)[:, None], ["judge"])
     assert values["reward.same_text_spread{component=judge}"] == 0
     kept = sum(len(batch.copies) for batch in same._batches["judge"])
