@@ -368,6 +368,7 @@ class DataEvent(Event):
     padding_fraction: float | None = signal("fraction", "Share of input tokens that are padding.", low=0, high=1)
     drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest 128 prompts (or training sequences) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, cadence="sample")
     drift_ratio: float | None = signal("ratio", "The divergence of prompts over what sampling alone exceeds once in 10,000 looks.", low=0, cadence="sample")
+    prompt_frame_lost: float | None = signal("fraction", "Share of the step's prompts without the tokens that the run's first prompts (32 different ones, or 64) all begin and end with: the chat template, and a system prompt that all share. This rank.", low=0, high=1, emitters="grpo rloo async_grpo distillation", cadence="rollout")
     rows_given: float | None = signal("count", "Rows of the training set before the trainer dropped those that do not fit max_length.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
     rows_kept: float | None = signal("count", "Rows of the training set that are trained on.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
     untrained_token_fraction: float | None = signal("fraction", "Share of the first update's tokens, padding left out, whose row of the input embedding is shorter than a thousandth of the median row.", low=0, high=1, emitters="sft gkd", cadence="once")
