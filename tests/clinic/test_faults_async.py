@@ -145,7 +145,7 @@ def test_workers_with_other_questions(run):
     patient = run(
         per_device_train_batch_size=8 * GROUP, max_steps=48, sampler={"ahead": 8 * GROUP, "per_sync": 8 * GROUP, "at_version": upgrade}
     )
-    assert 18 < patient.loud["prompt-drift"]
+    assert patient.loud["prompt-drift"] > 18
     assert "prompt-frame-changed" not in patient.fired
 
 

@@ -110,6 +110,8 @@ def _component_signals(matrix: Floats, weights: Floats, names: Sequence[str], un
         if column.size:
             values[labelled("reward.component_mean", "component", label)] = float(column.mean())
             values[labelled("reward.component_std", "component", label)] = spread
+            if weights[index] == 0 and weights.any():
+                values[labelled("reward.unpaid_mean", "component", label)] = float(column.mean())
     whole = sum(spreads)
     if whole > _ZERO and len(labels) > 1:
         for label, part in zip(labels, spreads, strict=True):

@@ -31,7 +31,7 @@ _REWARDS = frozenset({
     "reward.group_count", "reward.unscored_fraction", "reward.component_share", "reward.component_unscored_fraction",
     "reward.length_correlation", "completion.repetition_fraction", "completion.distinct_fraction", "completion.empty_fraction",
     "completion.group_overlap", "reward.mixed_group_fraction", "reward.same_text_spread", "reward.same_text_differing",
-    "reward.same_text_zero_fraction",
+    "reward.same_text_zero_fraction", "reward.unpaid_mean",
 })  # fmt: skip
 _CENTRE = frozenset({"advantage.group_mean_error"})
 _LOSS = frozenset({"policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max"})
