@@ -189,3 +189,16 @@ def test_the_twins_of_all_faults_of_scores_are_silent(tmp_path, observe, reward)
     assert patient.loud == {}
     name = getattr(reward, "__name__", "")
     assert last(tmp_path, f"reward.same_text_spread{{component={name}}}") < 0.1
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["same", "another"])
+def test_a_reward_model_from_the_checkpoint_of_the_policy(tmp_path, observe, other):
+    """Given by name, as TRL allows: its head is made anew."""
+    start = tmp_path / "start"
+    vocabulary = tiny.tokenizer()
+    for folder in (start, tmp_path / "judge"):
+        tiny.policy(vocabulary).save_pretrained(folder)
+        vocabulary.save_pretrained(folder)
+    judge = str(tmp_path / "judge") if other else str(start)
+    patient = observe(build_sampling.rloo(str(tmp_path), reward=judge, max_steps=8, **HEALTHY))
+    assert ("judge-is-policy" in patient.loud) is not other
