@@ -164,6 +164,8 @@ class SamplerEvent(Event):
     is_ratio_mean: float | None = signal("ratio", "Mean trainer/sampler importance ratio AFTER clamping or masking.", low=0, emitters=_on, cadence="rollout", per="either")
     is_ratio_min: float | None = signal("ratio", "Smallest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout", per="either")
     is_ratio_max: float | None = signal("ratio", "Largest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout", per="either")
+    masked_fraction: float | None = signal("fraction", "Share of tokens (sequences, with a weight per sequence) that the correction for the sampler masks: their weight is 0 and they teach nothing.", low=0, high=1, emitters=_on, cadence="rollout", per="either")
+    effective_fraction: float | None = signal("fraction", "Kish's effective share of the batch under the weights that correct for the sampler, (sum w)^2 / (n sum w^2): 1 when all weigh the same.", low=0, high=1, emitters=_on, cadence="rollout", per="either")
     kl: float | None = signal("nats", "KL to the SAMPLER policy per token, k3 estimate from its own log-probabilities (async GRPO `kl`).", emitters="async_grpo", per="token")
 
 

@@ -202,3 +202,37 @@ def test_a_reward_model_from_the_checkpoint_of_the_policy(tmp_path, observe, oth
     judge = str(tmp_path / "judge") if other else str(start)
     patient = observe(build_sampling.rloo(str(tmp_path), reward=judge, max_steps=8, **HEALTHY))
     assert ("judge-is-policy" in patient.loud) is not other
+
+
+def disagreeing(folder: Path, spread: float, **changes: Any) -> Any:
+    """GRPO with a sampler like vLLM's whose log-probabilities are off by so much per token; transformers samples in its place."""
+    trainer = tiny.grpo(str(folder), max_steps=30, **{**HEALTHY, **changes})
+    original, generator = trainer._generate_single_turn, torch.Generator().manual_seed(0)
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        trainer.use_vllm = False
+        completions = original(*args, **kwargs)[0]
+        trainer.use_vllm = True
+        prompts = args[0]
+        logps = []
+        with torch.no_grad():
+            for prompt, row in zip(prompts, completions, strict=True):
+                scores = trainer.model(input_ids=torch.tensor([[*prompt, *row]])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+                right = scores.gather(1, torch.tensor(row)[:, None])[:, 0]
+                logps.append((right + spread * torch.randn(len(row), generator=generator)).tolist())
+        return completions, logps
+
+    trainer._generate_single_turn = generate
+    trainer.use_vllm = trainer.args.use_vllm = trainer.vllm_importance_sampling_correction = True
+    return trainer
+
+
+@pytest.mark.parametrize(("spread", "fires"), [(1.0, True), (0.02, False)])
+def test_a_correction_that_masks_a_part_of_the_batch(tmp_path, observe, spread, fires):
+    patient = observe(disagreeing(tmp_path, spread))
+    assert ("correction-masks-too-much" in patient.fired) is fires
+    if fires:
+        assert last(tmp_path, "sampler.masked_fraction") > 0.2
+    else:
+        assert last(tmp_path, "sampler.effective_fraction") > 0.9
+        assert patient.loud == {}

@@ -297,6 +297,29 @@ def gap_signals(stats: Sequence[torch.Tensor]) -> dict[str, float]:
     return {"policy.sampling_gap": mean, "policy.sampling_gap_error": math.sqrt(around + math.log(count + 1.0) ** 2) / count}
 
 
+def correction_stats(ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Weights that correct for the sampler, as four numbers on the device: masked ones, all, their sum, their sum of squares.
+
+    Args:
+        ratio: As the loss gets it: one per token, shape (batch, time), or one per sequence, shape (batch, 1); 0 where it was masked.
+        mask: 1 for tokens that count.
+    """
+    with torch.no_grad():
+        counts = mask > 0
+        counts = counts if ratio.shape == mask.shape else counts.any(dim=-1, keepdim=True)
+        weight = torch.where(counts, ratio.float(), 0.0)
+        return torch.stack([((weight == 0) & counts).sum().float(), counts.sum().float(), weight.sum(), (weight * weight).sum()])
+
+
+def correction_signals(stats: torch.Tensor) -> dict[str, float]:
+    """Share of weights that are 0, and Kish's effective share of samples, from `correction_stats`."""
+    zeros, count, whole, squares = stats.double().tolist()
+    if not count:
+        return {}
+    effective = whole * whole / (count * squares) if squares else math.nan if math.isnan(whole) else 0.0
+    return {"sampler.masked_fraction": zeros / count, "sampler.effective_fraction": effective}
+
+
 def clip_range(trainer: Any) -> tuple[float, float] | None:
     """Importance ratios that the trainer's loss leaves alone, as ``(low, high)``; None when its loss clips none.
 

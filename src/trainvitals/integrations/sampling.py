@@ -13,6 +13,8 @@ from trainvitals.integrations.groups import SameText, centre_error, group_parts,
 from trainvitals.integrations.grpo import (
     clip_range,
     component_labels,
+    correction_signals,
+    correction_stats,
     gap_signals,
     gap_stats,
     length_correlation,
@@ -34,6 +36,7 @@ _REWARDS = frozenset({
     "reward.same_text_zero_fraction", "reward.unpaid_mean",
 })  # fmt: skip
 _CENTRE = frozenset({"advantage.group_mean_error"})
+_CORRECTION = frozenset({"sampler.masked_fraction", "sampler.effective_fraction"})
 _LOSS = frozenset({"policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max"})
 _CLIP = frozenset({"policy.ratio_outside_fraction"})
 _SEQUENCE = frozenset({"policy.clip_per_sequence"})
@@ -45,7 +48,7 @@ SINGLES = frozenset({
     "reward.min", "reward.max", "completion.truncated_fraction", "completion.length_mean", "completion.length_min", "completion.length_max",
 })  # fmt: skip
 """Signals that these wraps give where every prompt has one scored sample (A2PO), which logs none of them."""
-SIGNALS = _REWARDS | _CENTRE | _LOSS | _CLIP | _SEQUENCE | _GAP | _GENERATE
+SIGNALS = _REWARDS | _CENTRE | _CORRECTION | _LOSS | _CLIP | _SEQUENCE | _GAP | _GENERATE
 """Signals that only these wraps give. verl and others log some of them themselves."""
 
 _SHAPES = frozenset({
@@ -78,6 +81,8 @@ def install(hooks: Hooks) -> None:
     if not _calls(type(trainer), "compute_loss", "_compute_loss"):
         return  # a copy of the trainer with a loss of its own (Unsloth): there are no ratios to read
     hooks.wrap(trainer, "_generate_and_score_completions", reader.after_advantages, gives=_CENTRE)
+    if getattr(trainer, "use_vllm", False) and getattr(trainer, "vllm_importance_sampling_correction", False):
+        hooks.wrap(trainer, "_generate_and_score_completions", reader.after_correction, gives=_CORRECTION)
     hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
     gives = _LOSS | (_CLIP if reader.clips else frozenset()) | (_SEQUENCE if reader.clips and reader.sequence else frozenset())
     gives |= frozenset() if reader.differs else _GAP
@@ -243,6 +248,13 @@ class _Sampling:
             return {} if error is None else {"advantage.group_mean_error": error}
 
         self._hooks.put([advantages, matrix, trainer.reward_weights], compute)
+
+    def after_correction(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Weights that correct for the sampler (vLLM), as the loss will use them."""
+        ratio = result.get("importance_sampling_ratio")
+        if self._hooks.training and isinstance(ratio, torch.Tensor):
+            mask = result["completion_mask"] * result.get("tool_mask", 1)
+            self._hooks.put([correction_stats(ratio, mask)], lambda tensors: correction_signals(tensors[0]))
 
     def after_singles(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Scores and lengths of one sample per prompt (A2PO): the mask of a sample ends with its end token, that of a cut one does not end."""
