@@ -116,6 +116,11 @@ class RewardEvent(Event):
     component_std: dict[str, float] | None = signal("reward", "Standard deviation of one reward function over the generation batch.", low=0, emitters=_on, cadence="rollout", label="component")
     component_share: dict[str, float] | None = signal("fraction", "w_k*std_k / sum_j w_j*std_j: the part of the reward spread that one function contributes.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout", label="component")
     component_unscored_fraction: dict[str, float] | None = signal("fraction", "Share of completions for which one function returned None or NaN.", low=0, high=1, emitters="grpo rloo async_grpo", cadence="rollout", label="component")
+    unpaid_mean: dict[str, float] | None = signal("reward", "Mean of one reward function whose weight is 0 while another's is not: it is measured and pays nothing, like a held-out checker.", emitters="grpo rloo sdpo", cadence="rollout", label="component")
+    mixed_group_fraction: float | None = signal("fraction", "Share of this rank's prompt groups whose completions do not all answer the same prompt; 0 in every sound run.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout")
+    same_text_spread: dict[str, float] | None = signal("ratio", "Mean square difference of one function's scores for copies of one completion, over that for different completions beside them (newest 256 pairs of copies; both directions of a difference must occur): 0 when the text decides the score, 1 when it does not.", low=0, emitters="grpo rloo sdpo", cadence="rollout", label="component")
+    same_text_differing: dict[str, float] | None = signal("count", "Pairs of copies of one completion (of the newest 256) that one function scored differently.", low=0, emitters="grpo rloo sdpo", cadence="rollout", label="component")
+    same_text_zero_fraction: dict[str, float] | None = signal("fraction", "Of the copies that one function scored differently, the share in which one of two has exactly 0; told of functions with three and more other scores, which copies otherwise share.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout", label="component")
 
 
 class AdvantageEvent(Event):
@@ -125,6 +130,7 @@ class AdvantageEvent(Event):
     mean: float | None = signal("ratio", "Mean advantage of the batch; 0 by construction in GRPO.", emitters="grpo rloo ppo async_grpo a2po", cadence="rollout")
     std: float | None = signal("ratio", "Standard deviation of the advantages of the batch.", low=0, emitters="grpo rloo ppo async_grpo", cadence="rollout")
     abs_max: float | None = signal("ratio", "Largest absolute advantage; at most (G-1)/sqrt(G) when scaled by the group's own std.", low=0, emitters="grpo rloo ppo async_grpo", cadence="rollout")
+    group_mean_error: float | None = signal("ratio", "Largest distance of a prompt group's mean advantage from 0, over the root mean square of all advantages: 0 up to rounding when each is measured against its own group. This rank.", low=0, emitters="grpo rloo", cadence="rollout")
 
 
 class PolicyEvent(Event):
@@ -158,6 +164,8 @@ class SamplerEvent(Event):
     is_ratio_mean: float | None = signal("ratio", "Mean trainer/sampler importance ratio AFTER clamping or masking.", low=0, emitters=_on, cadence="rollout", per="either")
     is_ratio_min: float | None = signal("ratio", "Smallest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout", per="either")
     is_ratio_max: float | None = signal("ratio", "Largest trainer/sampler importance ratio.", low=0, emitters=_on, cadence="rollout", per="either")
+    masked_fraction: float | None = signal("fraction", "Share of tokens (sequences, with a weight per sequence) that the correction for the sampler masks: their weight is 0 and they teach nothing.", low=0, high=1, emitters=_on, cadence="rollout", per="either")
+    effective_fraction: float | None = signal("fraction", "Kish's effective share of the batch under the weights that correct for the sampler, (sum w)^2 / (n sum w^2): 1 when all weigh the same.", low=0, high=1, emitters=_on, cadence="rollout", per="either")
     kl: float | None = signal("nats", "KL to the SAMPLER policy per token, k3 estimate from its own log-probabilities (async GRPO `kl`).", emitters="async_grpo", per="token")
 
 
@@ -363,6 +371,7 @@ class DataEvent(Event):
     padding_fraction: float | None = signal("fraction", "Share of input tokens that are padding.", low=0, high=1)
     drift: float | None = signal("nats", "Jensen-Shannon divergence of the newest 128 prompts (or training sequences) from the run's first, beyond what sampling explains; of tokens or of lengths, whichever stands out more. This rank.", low=0, high=0.7, cadence="sample")
     drift_ratio: float | None = signal("ratio", "The divergence of prompts over what sampling alone exceeds once in 10,000 looks.", low=0, cadence="sample")
+    prompt_frame_lost: float | None = signal("fraction", "Share of the step's prompts without the tokens that the run's first prompts (32 different ones, or 64) all begin and end with: the chat template, and a system prompt that all share. This rank.", low=0, high=1, emitters="grpo rloo async_grpo distillation", cadence="rollout")
     rows_given: float | None = signal("count", "Rows of the training set before the trainer dropped those that do not fit max_length.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
     rows_kept: float | None = signal("count", "Rows of the training set that are trained on.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
     untrained_token_fraction: float | None = signal("fraction", "Share of the first update's tokens, padding left out, whose row of the input embedding is shorter than a thousandth of the median row.", low=0, high=1, emitters="sft gkd", cadence="once")

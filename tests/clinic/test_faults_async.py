@@ -119,3 +119,35 @@ def test_distillation_has_a_healthy_twin_and_faults_of_its_own(run):
     assert run(build, max_steps=40).loud == {}
     assert run(build, max_steps=10, sampler={"takes": "nothing"}).loud == {"sampler-weights-frozen": 4}
     assert set(run(build, max_steps=30, sampler={"ahead": GROUP, "per_sync": 0, "seconds": 0.1}).loud) == {"rollout-starved"}
+
+
+def test_workers_with_another_template(run):
+    """What is asked stays the same; only the tokens around it are gone."""
+    big = {"per_device_train_batch_size": 8 * GROUP, "max_steps": 24}
+
+    def upgrade(sampler: Any, version: int) -> None:
+        if version == 17:
+            sampler._prompts = tiny.questions()
+
+    patient = run(**big, sampler={"ahead": 8 * GROUP, "per_sync": 8 * GROUP, "at_version": upgrade})
+    assert 18 <= patient.loud["prompt-frame-changed"] <= 22
+    assert min(patient.loud.values()) >= 18
+    assert "the chat template, the system prompt or the kind of prompt has changed" in line_of(patient, "prompt-frame-changed")
+
+
+def test_workers_with_other_questions(run):
+    """The template stays; what is asked is another data set."""
+
+    def upgrade(sampler: Any, version: int) -> None:
+        if version == 17:
+            sampler._prompts = [text.replace("plus", "divided by the root of") for text in sampler._prompts]
+
+    patient = run(
+        per_device_train_batch_size=8 * GROUP, max_steps=48, sampler={"ahead": 8 * GROUP, "per_sync": 8 * GROUP, "at_version": upgrade}
+    )
+    assert patient.loud["prompt-drift"] > 18
+    assert "prompt-frame-changed" not in patient.fired
+
+
+def test_the_twin_with_large_batches_is_silent(run):
+    assert run(per_device_train_batch_size=8 * GROUP, max_steps=48, sampler={"ahead": 8 * GROUP, "per_sync": 8 * GROUP}).loud == {}

@@ -17,6 +17,7 @@ from trainvitals.integrations.drift import (  # noqa: E402
     BUCKETS,
     UNITS,
     Drift,
+    Edges,
     _by_length,
     _groups,
     _Labelled,
@@ -224,3 +225,34 @@ def test_what_was_saved_goes_on_as_if_nothing_had_happened():
     empty = Drift()
     empty.load_state_dict(json.loads(json.dumps(Drift().state_dict())))
     assert empty.state_dict() == Drift().state_dict()
+
+
+def framed(random, head, tail, count=40):
+    return [[*head, *random.choices(range(100), k=random.randint(0, 9)), *tail] for _ in range(count)]
+
+
+def test_the_frame_is_what_the_first_prompts_begin_and_end_with():
+    random, edges = Random(0), Edges()
+    assert edges.lost(framed(random, [7, 7, 7], [8, 8])) is None  # learned
+    assert edges.lost(framed(random, [7, 7, 7], [8, 8])) == 0
+    assert edges.lost(framed(random, [7, 7, 6], [8, 8])) == 1
+    assert edges.lost(framed(random, [7, 7, 7], [8])) > 0.9
+    assert edges.lost([[7, 7, 7, 8, 8], [7, 7, 8, 8]]) == 0.5  # too short for both
+    assert edges.lost([]) is None
+    again = Edges()
+    again.load_state_dict(json.loads(json.dumps(edges.state_dict())))
+    assert again.lost(framed(random, [7, 7, 7], [8, 8])) == 0
+    assert again.lost(framed(random, [], [8, 8])) > 0.9
+
+
+def test_prompts_without_a_frame_and_with_few_wordings():
+    random, plain, few = Random(0), Edges(), Edges()
+    assert [plain.lost(framed(random, [], [])) for _ in range(3)] == [None] * 3
+    texts = [[7, 7, number, 8] for number in range(8)]
+    for _ in range(7):
+        assert few.lost(texts) is None
+    assert few.lost(texts) is None  # the 64th prompt
+    assert few.lost(texts) == 0
+    assert few.lost([text[2:] for text in texts]) == 1
+    one = Edges()
+    assert [one.lost([[7, 7, 8]] * 40) for _ in range(5)] == [None] * 5  # one prompt is all frame

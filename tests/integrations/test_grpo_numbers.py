@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from trainvitals.integrations.grpo import (
     RewardRange,
     common_length,
+    correction_signals,
+    correction_stats,
     gap_signals,
     gap_stats,
     group_overlap,
@@ -237,3 +239,25 @@ def test_tokens_without_a_surprise_leave_room_for_one_that_was_not_drawn():
     """A policy that is sure in all but one case of a thousand: twenty tokens on which it was right say nothing against it."""
     sure = gap_signals([gap_stats(torch.full((1, 20), -0.001), torch.full((1, 20), 0.0079), torch.ones(1, 20))])
     assert abs(sure["policy.sampling_gap"]) < 0.1 * sure["policy.sampling_gap_error"]
+
+
+def test_weights_that_correct_for_the_sampler():
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    per_token = torch.tensor([[1.0, 0.0, 2.0], [1.0, 9.0, 9.0]])
+    values = correction_signals(correction_stats(per_token, mask))
+    assert values == {"sampler.masked_fraction": 0.25, "sampler.effective_fraction": pytest.approx(16 / (4 * 6))}
+    per_sequence = torch.tensor([[1.0], [0.0]])
+    assert correction_signals(correction_stats(per_sequence, mask)) == {"sampler.masked_fraction": 0.5, "sampler.effective_fraction": 0.5}
+    assert correction_signals(correction_stats(torch.zeros(2, 1), mask)) == {"sampler.masked_fraction": 1.0, "sampler.effective_fraction": 0.0}
+    assert correction_signals(correction_stats(per_token, torch.zeros(2, 3))) == {}
+    broken = correction_signals(correction_stats(torch.tensor([[math.nan], [1.0]]), mask))
+    assert math.isnan(broken["sampler.effective_fraction"])
+
+
+def test_a_function_with_weight_0_is_told_apart():
+    matrix = np.asarray([[1.0, 0.5], [0.0, 0.7]])
+    values, total = reward_signals(matrix, np.asarray([1.0, 0.0]), ["paid", "checker"], 2, RewardRange())
+    assert values["reward.unpaid_mean{component=checker}"] == pytest.approx(0.6)
+    assert "reward.unpaid_mean{component=paid}" not in values
+    assert total.tolist() == [1.0, 0.0]
+    assert not any("unpaid" in name for name in reward_signals(matrix, np.zeros(2), ["a", "b"], 2, RewardRange())[0])

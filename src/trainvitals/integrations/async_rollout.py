@@ -1,6 +1,7 @@
 """Family: trainers that take samples from a queue which a rollout worker fills (AsyncGRPO, AsyncDistillation).
 
-Three things are read. The queue (``rollout_queue.get``): what left it, how old it was, what it was worth. The weight sync
+Three things are read. The queue (``rollout_queue.get``): what left it, how old it was, what it was worth, and whether what was asked is
+still what was asked at the start (`drift.py`). The weight sync
 (``send_weights``): whether what was handed to the sampler differs from the time before. The loss: importance ratios per token,
 where the model's forward pass gives log-probabilities (TRL 1.11 and later; before, TRL logs the share outside itself).
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from trainvitals.events import labelled
+from trainvitals.integrations.drift import Drift, Edges, give_drift, give_frame, unit
 from trainvitals.integrations.grpo import RewardRange, clip_range, ratio_signals, ratio_stats, repetition
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 _QUEUE = frozenset({
     "rollout.queue_size", "rollout.staleness", "rollout.staleness_max", "rollout.dropped_fraction", "rollout.dropped_stale",
     "completion.length_mean", "completion.length_min", "completion.length_max", "completion.truncated_fraction",
-    "completion.repetition_fraction", "completion.empty_fraction",
+    "completion.repetition_fraction", "completion.empty_fraction", "data.drift", "data.drift_ratio", "data.prompt_frame_lost",
 })  # fmt: skip
 _SCORED = frozenset({
     "reward.std", "reward.min", "reward.max", "reward.unscored_fraction", "reward.group_std_mean",
@@ -56,6 +58,7 @@ def install(hooks: Hooks) -> None:
     queue = _Queue(hooks)
     if hooks.wrap(trainer.rollout_queue, "get", queue.after_get, gives=_QUEUE | (_SCORED | _LOSS if scored else set())):
         hooks.at_step_end.append(queue.step_end)
+        hooks.saved["drift of prompts"], hooks.saved["frame of prompts"] = queue.prompts, queue.edges
     sync = _Sync(hooks)
     for owner in (getattr(trainer, "weight_transfer", None), trainer.rollout_worker):
         if hooks.wrap(owner, "send_weights", sync.after_send, before=sync.before_send, gives=_SYNC):
@@ -172,6 +175,9 @@ class _Queue:
         self._dropped = 0
         self._limit = getattr(hooks.trainer.args, "max_staleness", math.inf)
         self._ends = _end_ids(hooks.trainer)
+        self.prompts, self.edges = Drift(), Edges()
+        self._asked: list[list[int]] = []
+        self._newest: Any = None  # what tells the group of the newest prompt from others
 
     def after_get(self, sample: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Note one sample; which ones are dropped is decided as TRL's `RolloutQueueDataset` decides it."""
@@ -182,7 +188,9 @@ class _Queue:
             return
         if len(self._taken) >= _LIMIT:
             return
-        ids = np.asarray(sample.input_ids)[np.asarray(sample.completion_mask) > 0]
+        own = np.asarray(sample.completion_mask) > 0
+        ids = np.asarray(sample.input_ids)[own]
+        self._ask(sample, np.asarray(sample.input_ids)[: own.argmax() if own.any() else len(own)].tolist())
         put_in = getattr(sample, "enqueued_at", None)
         self._taken.append(
             Taken(
@@ -200,8 +208,18 @@ class _Queue:
         if repeated is not None:
             self._repeats.append(repeated)
 
+    def _ask(self, sample: Any, prompt: list[int]) -> None:
+        """The samples of one prompt adjoin in the queue; its group, or where there is none (TRL 1.0, distillation) its tokens tell."""
+        group = getattr(sample, "group_id", prompt)
+        if group != self._newest:
+            self._asked.append(prompt)
+        self._newest = group
+
     def step_end(self) -> None:
         """Hand over what this step took."""
+        give_drift(self._hooks, "data", self.prompts, [unit([prompt]) for prompt in self._asked])
+        give_frame(self._hooks, self.edges, self._asked)
+        self._asked = []
         for name, value in queue_signals(self._taken, self._dropped, self._hooks.callback.seen).items():
             self._hooks.give(name, value)
         if self._repeats:

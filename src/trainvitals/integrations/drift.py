@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 _INPUT = frozenset({"data.drift", "data.drift_ratio"})
 _WRITTEN = frozenset({"completion.drift", "completion.drift_ratio"})
-SIGNALS = _INPUT | _WRITTEN
+FRAME = frozenset({"data.prompt_frame_lost"})
+"""What trainers that sample give besides."""
+SIGNALS = _INPUT | _WRITTEN | FRAME
 """Signals that only these wraps give."""
 
 BUCKETS = 512
@@ -46,6 +48,10 @@ UNITS = 128
 """Prompts, or groups of completions, on each side of the comparison."""
 EVERY = 32
 """New units between two looks."""
+FIRST = 32
+"""Different prompts whose common beginning and end are the frame: what all of 32 have, fewer than a tenth of all lack (95 %)."""
+SEEN, LEAST = 64, 8
+"""Where a data set has fewer: so many prompts, so many of them different."""
 _SIZES = 32  # half octaves of length, up to 65,536 tokens
 _NORMAL_QUANTILE = 3.719  # upper 1 in 10,000
 
@@ -60,6 +66,7 @@ def install(hooks: Hooks) -> None:
             sampled = _Sampled(hooks)
             hooks.wrap(trainer, "_generate", sampled.after_generate, gives=SIGNALS)
             hooks.saved["drift of prompts"], hooks.saved["drift of completions"] = sampled.prompts, sampled.completions
+            hooks.saved["frame of prompts"] = sampled.edges
         return
     if any(hasattr(trainer, name) for name in ("teacher_model", "generate_on_policy_outputs")) or _by_length(trainer.args):
         return  # a student's own answers are no data, and batches of one length are no independent sequences
@@ -122,6 +129,67 @@ class Drift:
         self._start, self._new = start[: self._units], new
         self._recent.clear()
         self._recent.extend(recent)
+
+
+class Edges:
+    """The frame of a run's prompts: tokens that its first prompts all begin and end with (`FIRST` different ones, or `LEAST` among `SEEN`).
+
+    That is the chat template, with a system prompt that all share. Another one says at once that the template has changed, where a
+    change of what is asked needs many prompts to be seen. Only lengths and checksums of the frame are kept.
+    """
+
+    def __init__(self) -> None:
+        self._known = False
+        self._different: set[int] = set()
+        self._count = 0
+        self._head: list[int] = []
+        self._tail: list[int] = []
+        self._sizes, self._sums = (0, 0), (0, 0)
+
+    def lost(self, prompts: Sequence[Sequence[int]]) -> float | None:
+        """Share of these prompts without the frame; None while it is learned, and where there is none of two tokens or more."""
+        if not self._known:
+            for prompt in prompts:
+                if not self._known:
+                    self._learn(list(prompt))
+            return None
+        if not prompts or sum(self._sizes) < 2:
+            return None
+        return sum(len(prompt) < sum(self._sizes) or self._ends(prompt) != self._sums for prompt in prompts) / len(prompts)
+
+    def _learn(self, prompt: list[int]) -> None:
+        first = self._count == 0
+        self._head = prompt if first else self._head[: _common(self._head, prompt)]
+        self._tail = prompt if first else self._tail[len(self._tail) - _common(self._tail[::-1], prompt[::-1]) :]
+        self._different.add(_checksum(prompt))
+        self._count += 1
+        if len(self._different) >= FIRST or (self._count >= SEEN and len(self._different) >= LEAST):
+            self._known = True
+            self._sizes = len(self._head), len(self._tail)
+            self._sums = _checksum(self._head), _checksum(self._tail)
+            self._head, self._tail, self._different = [], [], set()
+
+    def _ends(self, prompt: Sequence[int]) -> tuple[int, int]:
+        head, tail = self._sizes
+        return _checksum(prompt[:head]), _checksum(prompt[len(prompt) - tail :])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lengths and checksums; a frame that is still being learned is learned anew after a resume."""
+        return {"known": self._known, "sizes": list(self._sizes), "sums": list(self._sums)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was."""
+        self._known = bool(state["known"])
+        self._sizes, self._sums = (int(state["sizes"][0]), int(state["sizes"][1])), (int(state["sums"][0]), int(state["sums"][1]))
+
+
+def _checksum(ids: Sequence[int]) -> int:
+    return zlib.crc32(np.asarray(ids, dtype="<i8").tobytes())
+
+
+def _common(one: Sequence[int], two: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
 def _packed(rows: Iterable[Counts]) -> str:
@@ -198,7 +266,7 @@ class _Sampled:
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
-        self.prompts, self.completions = Drift(), Drift()
+        self.prompts, self.completions, self.edges = Drift(), Drift(), Edges()
 
     def after_generate(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """One generation batch: token ids as lists on the host, the completions of one prompt adjoin."""
@@ -209,14 +277,25 @@ class _Sampled:
         if isinstance(mask, list) and mask and isinstance(mask[0], list) and [len(row) for row in mask] == [len(row) for row in completions]:
             completions = [[token for token, own in zip(row, keep, strict=True) if own] for row, keep in zip(completions, mask, strict=True)]
         groups = _groups(prompts)[-UNITS:]
-        self._give("data", self.prompts, [unit([prompts[begin]]) for begin, _ in groups])
-        self._give("completion", self.completions, [unit(completions[begin:end]) for begin, end in groups])
+        asked = [prompts[begin] for begin, _ in groups]
+        give_drift(self._hooks, "data", self.prompts, [unit([prompt]) for prompt in asked])
+        give_drift(self._hooks, "completion", self.completions, [unit(completions[begin:end]) for begin, end in groups])
+        give_frame(self._hooks, self.edges, asked)
 
-    def _give(self, family: str, drift: Drift, rows: list[Counts]) -> None:
-        told = drift.add(np.stack(rows)) if rows else None
-        if told is not None:
-            self._hooks.give(f"{family}.drift", told[0])
-            self._hooks.give(f"{family}.drift_ratio", told[1])
+
+def give_drift(hooks: Hooks, family: str, drift: Drift, rows: Sequence[Counts]) -> None:
+    """Add units to one stream and give its two signals when a look was due."""
+    told = drift.add(np.stack(rows)) if rows else None
+    if told is not None:
+        hooks.give(f"{family}.drift", told[0])
+        hooks.give(f"{family}.drift_ratio", told[1])
+
+
+def give_frame(hooks: Hooks, edges: Edges, prompts: Sequence[Sequence[int]]) -> None:
+    """Give the share of prompts without the run's frame, once it is known."""
+    lost = edges.lost(prompts)
+    if lost is not None:
+        hooks.give("data.prompt_frame_lost", lost)
 
 
 def _groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

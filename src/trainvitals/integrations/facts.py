@@ -111,6 +111,22 @@ def model_settings(model: Any) -> dict[str, Any]:
     return {**peft, "model_vocab_size": size} if isinstance(size, int) and size > 0 else peft
 
 
+def judge_settings(owner: object, model: Any) -> dict[str, Any]:
+    """``model_judge_is_policy``: true where a reward model is the policy itself or was loaded from where the policy came from.
+
+    Its score head is new then, with random weights. Absent where that is not so, or not known (a model that was made in the process has no origin).
+    """
+    functions = getattr(owner, "reward_funcs", None)
+    found = [*(functions if isinstance(functions, list | tuple) else [functions]), getattr(owner, "reward_model", None)]
+    home = _origin(model)
+    same = any(one is model or (home and _origin(one) == home) for one in found if one is not None and hasattr(one, "parameters"))
+    return {"model_judge_is_policy": True} if model is not None and same else {}
+
+
+def _origin(model: Any) -> str:
+    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+
+
 def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradients: bool = True) -> frozenset[str]:
     """Signals that can come in this run; every other one is *absent* for the rules.
 
@@ -185,7 +201,7 @@ def run_start(
         trainer=kind,
         framework=framework,
         framework_version=version,
-        config={**config_of(args), **model_settings(model)},
+        config={**config_of(args), **model_settings(model), **judge_settings(owner, model)},
         total_steps=total_steps if total_steps > 0 else None,
         world_size=int(getattr(args, "world_size", 1)),
         rank=int(getattr(args, "process_index", 0)),

@@ -100,7 +100,7 @@ def _group_signals(groups: Floats, seen: RewardRange) -> dict[str, float]:
 
 def _component_signals(matrix: Floats, weights: Floats, names: Sequence[str], unscored: NDArray[np.bool_]) -> dict[str, float]:
     values: dict[str, float] = {}
-    labels = [name if list(names).count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
+    labels = component_labels(names)
     spreads = []
     for index, label in enumerate(labels):
         column = matrix[~unscored[:, index], index]
@@ -110,11 +110,18 @@ def _component_signals(matrix: Floats, weights: Floats, names: Sequence[str], un
         if column.size:
             values[labelled("reward.component_mean", "component", label)] = float(column.mean())
             values[labelled("reward.component_std", "component", label)] = spread
+            if weights[index] == 0 and weights.any():
+                values[labelled("reward.unpaid_mean", "component", label)] = float(column.mean())
     whole = sum(spreads)
     if whole > _ZERO and len(labels) > 1:
         for label, part in zip(labels, spreads, strict=True):
             values[labelled("reward.component_share", "component", label)] = part / whole
     return values
+
+
+def component_labels(names: Sequence[str]) -> list[str]:
+    """Label of each reward function: its name, with its position where two have the same."""
+    return [name if list(names).count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
 
 
 def length_correlation(rewards: Floats, lengths: Floats, group_size: int) -> float | None:
@@ -288,6 +295,29 @@ def gap_signals(stats: Sequence[torch.Tensor]) -> dict[str, float]:
     mean = total / count
     around = max(squares - count * mean * mean, 0.0) if math.isfinite(squares) else squares
     return {"policy.sampling_gap": mean, "policy.sampling_gap_error": math.sqrt(around + math.log(count + 1.0) ** 2) / count}
+
+
+def correction_stats(ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Weights that correct for the sampler, as four numbers on the device: masked ones, all, their sum, their sum of squares.
+
+    Args:
+        ratio: As the loss gets it: one per token, shape (batch, time), or one per sequence, shape (batch, 1); 0 where it was masked.
+        mask: 1 for tokens that count.
+    """
+    with torch.no_grad():
+        counts = mask > 0
+        counts = counts if ratio.shape == mask.shape else counts.any(dim=-1, keepdim=True)
+        weight = torch.where(counts, ratio.float(), 0.0)
+        return torch.stack([((weight == 0) & counts).sum().float(), counts.sum().float(), weight.sum(), (weight * weight).sum()])
+
+
+def correction_signals(stats: torch.Tensor) -> dict[str, float]:
+    """Share of weights that are 0, and Kish's effective share of samples, from `correction_stats`."""
+    zeros, count, whole, squares = stats.double().tolist()
+    if not count:
+        return {}
+    effective = whole * whole / (count * squares) if squares else math.nan if math.isnan(whole) else 0.0
+    return {"sampler.masked_fraction": zeros / count, "sampler.effective_fraction": effective}
 
 
 def clip_range(trainer: Any) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainvitals.integrations.grpo import repetition
 from trainvitals.integrations.newest import Commonest, LengthBias, fingerprints
 from trainvitals.names import Mapper
 
@@ -27,10 +28,12 @@ _REFERENCE = frozenset({"preference.logratio_chosen", "preference.logratio_rejec
 _CLASSES = frozenset({"preference.desirable_fraction", "preference.one_class_fraction"})
 _KL = frozenset({"preference.kl_zero_fraction"})
 _TIES = frozenset({"preference.tied_fraction", "reward.unscored_fraction"})
+_WRITTEN = frozenset({"completion.repetition_fraction"})
 SIGNALS = _PAIR | _RESPONSE | _REFERENCE | _CLASSES | _KL | _TIES
 """Signals that only these wraps give; `sampling.py` gives ``reward.unscored_fraction`` as well."""
 
 _STEP_LIMIT = 4096  # as in hooks.py
+_READ = 64  # completions of a step read for repetition, as in grpo.py
 _SPLITS = ("chosen", "rejected")
 _REWARDS = ("rewards/chosen", "rewards/rejected")
 _ENDED = ("val/contain_eos_token", "val/model_contain_eos_token")  # online DPO; XPO and Nash-MD, of the policy's own samples
@@ -65,7 +68,8 @@ def install(hooks: Hooks) -> None:
             models = any(isinstance(function, torch.nn.Module) for function in trainer.reward_funcs or ())
             ties = _TIES - {"reward.unscored_fraction"} if models else _TIES  # a reward model scores everything
             hooks.wrap(trainer, "_calculate_rewards_from_functions", reader.after_scores, before=reader.before_scores, gives=ties)
-        hooks.wrap(trainer, "_forward", reader.after_forward)
+        written = _WRITTEN if "objective/scores" in trainer.stats else frozenset()
+        hooks.wrap(trainer, "_forward", reader.after_forward, gives=written)
         hooks.at_step_end.append(reader.read_stats)
     else:
         return
@@ -199,6 +203,7 @@ class _Preference:
         self._classes: list[torch.Tensor] = []
         self._scores: list[torch.Tensor] = []
         self._lengths: list[torch.Tensor] = []
+        self._texts: list[torch.Tensor] = []  # of the first micro-batch: ids and mask of its completions
         self._pairs: list[torch.Tensor] = []  # of each micro-batch: lengths of chosen, of rejected, fingerprints of chosen
         self._margins: list[torch.Tensor] = []
         self._rewards: list[torch.Tensor] | None = None  # per pair, while a loss is computed: chosen, rejected
@@ -284,6 +289,9 @@ class _Preference:
         mask = args[4] if len(args) > 4 else kwargs.get("completion_mask")
         if isinstance(mask, torch.Tensor) and self._hooks.training and torch.is_grad_enabled() and len(self._lengths) < _STEP_LIMIT:
             self._lengths.append(mask.sum(1))
+            ids = args[3] if len(args) > 3 else kwargs.get("completion_ids")
+            if not self._texts and isinstance(ids, torch.Tensor) and ids.shape == mask.shape:
+                self._texts = [ids[:_READ], mask[:_READ]]
 
     def read_stats(self) -> None:
         """What online DPO, XPO and Nash-MD appended in this step; before the log row, which empties the lists."""
@@ -321,6 +329,7 @@ class _Preference:
             self._failed = self._scored = 0
         for tensors, compute in (
             (self._counts, share_signals), (self._classes, class_signals), (self._scores, tie_signals), (self._lengths, _length_signals),
+            (self._texts, _text_signals),
         ):  # fmt: skip
             if tensors:
                 hooks.put(tensors, compute)
@@ -328,7 +337,7 @@ class _Preference:
             margins = [torch.cat(self._margins)] if len(self._margins) == len(self._pairs) else []
             hooks.put([torch.cat(self._pairs, dim=1), *margins], self._pair_signals)
         self._rows, self._counts, self._classes, self._scores, self._lengths, self._first = [], [], [], [], [], []
-        self._pairs, self._margins, self._rewards = [], [], None
+        self._pairs, self._margins, self._rewards, self._texts = [], [], None, []
 
     def _pair_signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
         chosen, rejected, prints = tensors[0]
@@ -377,6 +386,12 @@ class _Preference:
         rewards, self._rewards = self._rewards or [], None
         if len(rewards) == 2 and all(part.shape == lengths[0].shape for part in rewards):
             self._margins.append((rewards[0] - rewards[1]).detach().float())
+
+
+def _text_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
+    ids, mask = tensors[0], tensors[1].bool()
+    shares = [share for row, own in zip(ids, mask, strict=True) if (share := repetition(row[own].tolist())) is not None]
+    return {"completion.repetition_fraction": sum(shares) / len(shares)} if shares else {}
 
 
 def _length_signals(tensors: list[torch.Tensor]) -> dict[str, float]:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from trainvitals.integrations.groups import SameText, centre_error, group_parts, mixed_fraction, prompt_key
 from trainvitals.integrations.grpo import (
     clip_range,
+    component_labels,
+    correction_signals,
+    correction_stats,
     gap_signals,
     gap_stats,
     length_correlation,
@@ -28,8 +32,11 @@ _REWARDS = frozenset({
     "reward.min", "reward.max", "reward.group_std_mean", "reward.all_low_fraction", "reward.all_high_fraction",
     "reward.group_count", "reward.unscored_fraction", "reward.component_share", "reward.component_unscored_fraction",
     "reward.length_correlation", "completion.repetition_fraction", "completion.distinct_fraction", "completion.empty_fraction",
-    "completion.group_overlap",
+    "completion.group_overlap", "reward.mixed_group_fraction", "reward.same_text_spread", "reward.same_text_differing",
+    "reward.same_text_zero_fraction", "reward.unpaid_mean",
 })  # fmt: skip
+_CENTRE = frozenset({"advantage.group_mean_error"})
+_CORRECTION = frozenset({"sampler.masked_fraction", "sampler.effective_fraction"})
 _LOSS = frozenset({"policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max"})
 _CLIP = frozenset({"policy.ratio_outside_fraction"})
 _SEQUENCE = frozenset({"policy.clip_per_sequence"})
@@ -41,7 +48,7 @@ SINGLES = frozenset({
     "reward.min", "reward.max", "completion.truncated_fraction", "completion.length_mean", "completion.length_min", "completion.length_max",
 })  # fmt: skip
 """Signals that these wraps give where every prompt has one scored sample (A2PO), which logs none of them."""
-SIGNALS = _REWARDS | _LOSS | _CLIP | _SEQUENCE | _GAP | _GENERATE
+SIGNALS = _REWARDS | _CENTRE | _CORRECTION | _LOSS | _CLIP | _SEQUENCE | _GAP | _GENERATE
 """Signals that only these wraps give. verl and others log some of them themselves."""
 
 _SHAPES = frozenset({
@@ -73,6 +80,9 @@ def install(hooks: Hooks) -> None:
         return  # SDPO scores its samples to find a teacher among them: its loss is read in distillation.py
     if not _calls(type(trainer), "compute_loss", "_compute_loss"):
         return  # a copy of the trainer with a loss of its own (Unsloth): there are no ratios to read
+    hooks.wrap(trainer, "_generate_and_score_completions", reader.after_advantages, gives=_CENTRE)
+    if getattr(trainer, "use_vllm", False) and getattr(trainer, "vllm_importance_sampling_correction", False):
+        hooks.wrap(trainer, "_generate_and_score_completions", reader.after_correction, gives=_CORRECTION)
     hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
     gives = _LOSS | (_CLIP if reader.clips else frozenset()) | (_SEQUENCE if reader.clips and reader.sequence else frozenset())
     gives |= frozenset() if reader.differs else _GAP
@@ -106,6 +116,8 @@ class _Sampling:
         self._logps: torch.Tensor | None = None
         self._frozen: list[torch.Tensor] = []  # log-probabilities of one generation batch, computed without gradient
         self._matrix: torch.Tensor | None = None  # rewards of the last generation batch, all ranks
+        self._scored: torch.Tensor | None = None  # the same, until the advantages made of it have been seen
+        self._same = SameText()
         self._written: list[list[int]] | None = None  # per completion: 1 for the policy's own tokens, 0 for a tool's answer
 
     def after_generate(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
@@ -186,16 +198,18 @@ class _Sampling:
         """Rewards and texts of one generation batch."""
         if not self._hooks.training:
             return
-        self._matrix = matrix
+        self._matrix = self._scored = matrix
         trainer, seen = self._hooks.trainer, self._hooks.callback.seen
         prompts = args[1] if len(args) > 1 else kwargs["prompts"]
-        ids = args[3] if len(args) > 3 else kwargs["completion_ids_list"]
+        ids = whole = args[3] if len(args) > 3 else kwargs["completion_ids_list"]
         if self._written is not None and [len(row) for row in self._written] == [len(row) for row in ids]:
             # What a tool answered is not the policy's text: TRL counts lengths without it too.
             ids = [[token for token, own in zip(row, mask, strict=True) if own] for row, mask in zip(ids, self._written, strict=True)]
         start = int(trainer.accelerator.process_index) * len(prompts)
         size, names = int(trainer.num_generations), list(trainer.reward_func_names)
         ends = _end_ids(trainer)
+        parts = group_parts(len(prompts), size, start)
+        keys = _prompt_keys(args[0] if args else kwargs["inputs"], prompts)
 
         def compute(tensors: list[torch.Tensor]) -> dict[str, float]:
             rewards, weights = (tensor.double().numpy() for tensor in tensors)
@@ -205,9 +219,42 @@ class _Sampling:
             correlation = length_correlation(total[start : start + len(ids)], lengths, size)
             if correlation is not None:
                 values["reward.length_correlation"] = correlation
+            mixed = mixed_fraction(keys, parts)
+            if mixed is not None:
+                values["reward.mixed_group_fraction"] = mixed
+            texts = [(key, *row) for key, row in zip(keys, whole, strict=True)]
+            values.update(self._same.signals(texts, parts, rewards[start : start + len(ids)], component_labels(names)))
             return values
 
         self._hooks.put([matrix, trainer.reward_weights], compute)
+
+    def after_advantages(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Advantages of one generation batch beside the rewards they are made of, where this rank holds whole groups."""
+        matrix, self._scored = self._scored, None
+        advantages = result.get("advantages")
+        if not self._hooks.training or matrix is None or not isinstance(advantages, torch.Tensor) or advantages.dim() != 1:
+            return
+        trainer, count = self._hooks.trainer, len(advantages)
+        size, start = int(trainer.num_generations), int(trainer.accelerator.process_index) * count
+        ranks = int(trainer.accelerator.num_processes)
+        if size < 2 or count % size or len(matrix) != count * ranks:  # GFPO hands on a part of each group
+            return
+
+        def compute(tensors: list[torch.Tensor]) -> dict[str, float]:
+            ours, rewards, weights = (tensor.double().numpy() for tensor in tensors)
+            total = np.nansum(rewards * weights, axis=1)
+            total[np.isnan(rewards).all(axis=1)] = np.nan
+            error = centre_error(ours, total[start : start + count], size)
+            return {} if error is None else {"advantage.group_mean_error": error}
+
+        self._hooks.put([advantages, matrix, trainer.reward_weights], compute)
+
+    def after_correction(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Weights that correct for the sampler (vLLM), as the loss will use them."""
+        ratio = result.get("importance_sampling_ratio")
+        if self._hooks.training and isinstance(ratio, torch.Tensor):
+            mask = result["completion_mask"] * result.get("tool_mask", 1)
+            self._hooks.put([correction_stats(ratio, mask)], lambda tensors: correction_signals(tensors[0]))
 
     def after_singles(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Scores and lengths of one sample per prompt (A2PO): the mask of a sample ends with its end token, that of a cut one does not end."""
@@ -231,6 +278,13 @@ class _Sampling:
         if self._gaps:
             self._hooks.put(self._gaps, gap_signals)
         self._ratios, self._advantages, self._gaps, self._fresh = [], [], [], False
+
+
+def _prompt_keys(inputs: Any, prompts: Any) -> list[Any]:
+    """What each row was asked, as the data set has it: an environment may add another first observation to each copy of a prompt."""
+    if isinstance(inputs, list) and len(inputs) == len(prompts) and all(isinstance(row, dict) and "prompt" in row for row in inputs):
+        prompts = [row["prompt"] for row in inputs]
+    return [prompt_key(prompt) for prompt in prompts]
 
 
 def _single_signals(tensors: list[torch.Tensor], ends: frozenset[int]) -> dict[str, float]:
