@@ -358,6 +358,7 @@ class DataEvent(Event):
     """What goes in."""
 
     family: ClassVar[str] = "data"
+    _on: ClassVar[str] = "sft gkd dpo kto bco orpo cpo tpo reward"
     prompt_length_mean: float | None = signal("tokens", "Mean prompt length.", low=0, per="sequence")
     prompt_length_max: float | None = signal("tokens", "Longest prompt.", low=0, per="sequence")
     padding_fraction: float | None = signal("fraction", "Share of input tokens that are padding.", low=0, high=1)
@@ -366,6 +367,17 @@ class DataEvent(Event):
     rows_given: float | None = signal("count", "Rows of the training set before the trainer dropped those that do not fit max_length.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
     rows_kept: float | None = signal("count", "Rows of the training set that are trained on.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
     untrained_token_fraction: float | None = signal("fraction", "Share of the first update's tokens, padding left out, whose row of the input embedding is shorter than a thousandth of the median row.", low=0, high=1, emitters="sft gkd", cadence="once")
+    rows_looked_at: float | None = signal("count", "Training rows whose tokens were compared before the first update: all, or the first 50 million tokens.", low=0, emitters=_on, cadence="once")
+    row_tokens: float | None = signal("tokens", "Median tokens of the training rows looked at, prompt and all answers of a row together.", low=0, emitters=_on, cadence="once", per="sequence")
+    duplicate_fraction: float | None = signal("fraction", "Share of the training rows looked at whose tokens are those of an earlier one.", low=0, high=1, emitters=_on, cadence="once")
+    repeated_fraction: float | None = signal("fraction", "Share of the training rows looked at that are there more than once: the share of evaluation rows that a clean split of the same data would have in common with them by chance.", low=0, high=1, emitters=_on, cadence="once")
+    most_copies: float | None = signal("count", "How often the commonest of the training rows looked at is there.", low=1, emitters=_on, cadence="once")
+    eval_overlap_fraction: float | None = signal("fraction", "Share of evaluation rows whose tokens are those of a training row (of those looked at), in the evaluation set where it is largest.", low=0, high=1, emitters=_on, cadence="once")
+    eval_overlap_rows: float | None = signal("count", "Evaluation rows whose tokens are those of a training row, in the evaluation set where their share is largest.", low=0, emitters=_on, cadence="once")
+    read_in_order: float | None = signal("fraction", "1 when the data loader reads the training rows from the first to the last, 0 when it shuffles or groups them.", low=0, high=1, emitters=_on, cadence="once")
+    order_length_correlation: float | None = signal("ratio", "Rank correlation of a training row's length with its place in the data set (64 rows or more).", low=-1, high=1, emitters=_on, cadence="once")
+    order_class_runs: float | None = signal("ratio", "Stretches of one class (desirable, undesirable) in the data set over those of a shuffled one on the average: about 1 when mixed, near 0 when sorted.", low=0, high=2.1, emitters="kto bco", cadence="once")
+    prompt_token_fraction: float | None = signal("fraction", "Share of the training rows' tokens that are prompt, where the trainer keeps prompt and completion apart and its labels do not.", low=0, high=1, emitters="sft", cadence="once")
     rank_exhausted: dict[str, float] | None = signal("fraction", "1 when the data of one rank ran out while another rank still got a batch, else 0.", low=0, high=1, label="rank")
 
 

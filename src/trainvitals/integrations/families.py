@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainvitals.integrations import (
     adapters,
     async_rollout,
+    dataset_rows,
     distillation,
     drift,
     dropped_rows,
@@ -18,5 +19,5 @@ from trainvitals.integrations import (
     supervised,
 )
 
-FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, reward_range, ranks)
+FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, reward_range, ranks)
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

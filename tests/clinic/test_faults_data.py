@@ -1,0 +1,111 @@
+"""Faults of the data set that are there before the first update, each planted in real training beside a healthy twin."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "suite"))
+import build_preference
+import build_supervised
+
+from trainvitals.integrations import tiny
+
+pytestmark = pytest.mark.trl
+
+SHORT = {"learning_rate": 1e-4, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5, "max_steps": 6}
+
+
+def line(patient: Any, rule: str) -> str:
+    """What the console said when the rule fired, at the first update and alone."""
+    assert patient.loud == {rule: 1}, patient.said
+    return next(said for said in patient.said if f"({rule}, step" in said and "Resolved" not in said)
+
+
+# ---- evaluation rows that are training rows ----
+
+
+def sft(folder: str, shared: int, **changes: Any) -> Any:
+    rows = build_supervised.completions(96)
+    return build_supervised.sft(folder, rows=rows[:64], held_out=rows[64 - shared : 80 - shared], **{**SHORT, **changes})
+
+
+def dpo(folder: str, shared: int) -> Any:
+    data = build_preference.pairs(count=96)
+    return build_preference.dpo(folder, data=data.select(range(64)), held_out=data.select(range(64 - shared, 80 - shared)), **SHORT)
+
+
+def reward(folder: str, shared: int) -> Any:
+    rows = build_supervised.pairs(96)
+    return build_supervised.reward(folder, rows=rows[:64], held_out=rows[64 - shared : 80 - shared], **SHORT)
+
+
+def plain(folder: str, shared: int) -> Any:
+    """A `transformers.Trainer` on rows that were tokenized by hand."""
+    vocabulary = tiny.tokenizer()
+    ids = [vocabulary(row["text"])["input_ids"] for row in build_supervised.rendered(vocabulary)]
+    ids = [one[:32] + [vocabulary.pad_token_id] * (32 - len(one)) for one in ids]
+    rows = [{"input_ids": one, "labels": [-100 if token == vocabulary.pad_token_id else token for token in one]} for one in ids]
+    arguments = TrainingArguments(**tiny.arguments(folder, **SHORT))
+    train, held_out = Dataset.from_list(rows[:48]), Dataset.from_list(rows[48 - shared : 64 - shared])
+    return Trainer(model=tiny.model(vocabulary), args=arguments, train_dataset=train, eval_dataset=held_out, processing_class=vocabulary)
+
+
+@pytest.mark.parametrize("build", [sft, dpo, reward, plain])
+def test_an_evaluation_set_that_was_split_twice(build: Any, tmp_path, observe) -> None:
+    said = line(observe(build(str(tmp_path / "fault"), 12)), "eval-in-train")
+    assert "12 evaluation rows, 75% of the set, are training rows, token by token" in said
+    assert observe(build(str(tmp_path / "twin"), 0)).loud == {}
+
+
+# ---- copies ----
+
+
+def test_a_set_that_was_concatenated_with_itself(tmp_path, observe) -> None:
+    rows = build_supervised.completions(48)
+    said = line(observe(build_supervised.sft(str(tmp_path / "fault"), rows=rows + rows, **SHORT)), "duplicate-rows")
+    assert "50% of the 96 training rows are copies of others, one is there 2 times" in said
+    assert observe(build_supervised.sft(str(tmp_path / "twin"), rows=rows, **SHORT)).loud == {}
+
+
+def test_one_pair_that_is_everywhere(tmp_path, observe) -> None:
+    data = build_preference.pairs(count=96)
+    one = data.select([*range(84), *[0] * 12])
+    assert "one is there 13 times" in line(observe(build_preference.dpo(str(tmp_path / "fault"), data=one, **SHORT)), "duplicate-rows")
+    assert observe(build_preference.dpo(str(tmp_path / "twin"), data=data, **SHORT)).loud == {}
+
+
+# ---- order ----
+
+
+def in_order(trainer: Any) -> Any:
+    """Read the rows as they lie, as a sampler of one's own or ``train_sampling_strategy="sequential"`` does."""
+    from torch.utils.data import SequentialSampler
+
+    trainer._get_train_sampler = lambda *args: SequentialSampler(trainer.train_dataset)
+    return trainer
+
+
+def test_rows_sorted_by_length_and_not_shuffled(tmp_path, observe) -> None:
+    rows = build_supervised.completions()
+    for at, row in enumerate(rows):
+        row["completion"][0]["content"] = "abcdefgh"[at % 8] * (1 + at // 4)
+    fault, shuffled = (build_supervised.sft(str(tmp_path / name), rows=rows, **SHORT) for name in ("fault", "shuffled"))
+    said = line(observe(in_order(fault)), "data-sorted")
+    assert "they are sorted by length" in said
+    assert observe(shuffled).loud == {}
+    mixed = [rows[at * 29 % 64] for at in range(64)]
+    assert observe(in_order(build_supervised.sft(str(tmp_path / "mixed"), rows=mixed, **SHORT))).loud == {}
+
+
+def test_kto_whose_desirable_rows_come_first(tmp_path, observe) -> None:
+    """Nobody switched shuffling off: the trainer reads in order for the pairs of its KL estimate."""
+    made = build_preference.examples()
+    patient = observe(build_preference.kto(str(tmp_path / "fault"), data=made.sort("label", reverse=True), **SHORT))
+    assert "they are sorted by class" in line(patient, "data-sorted")
+    assert observe(build_preference.kto(str(tmp_path / "twin"), data=made, **SHORT)).loud == {}
