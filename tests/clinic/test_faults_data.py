@@ -103,6 +103,18 @@ def test_rows_sorted_by_length_and_not_shuffled(tmp_path, observe) -> None:
     assert observe(in_order(build_supervised.sft(str(tmp_path / "mixed"), rows=mixed, **SHORT))).loud == {}
 
 
+def test_one_kind_of_answer_after_the_other(tmp_path, observe) -> None:
+    """Nothing is sorted by length; the second half of the rows answers with digits, as a second data set behind the first would."""
+    rows = [row for seed in range(4) for row in build_supervised.pairs(64, seed=seed)]
+    rows = [{"prompt": row["chosen"][:1], "completion": row["chosen"][1:]} for row in rows]
+    for row in rows[128:]:
+        row["completion"] = [{"role": "assistant", "content": "".join(str(ord(letter) % 10) for letter in row["completion"][0]["content"])}]
+    fault = build_supervised.sft(str(tmp_path / "fault"), rows=rows, **SHORT)
+    assert "they are sorted by what they say" in line(observe(in_order(fault)), "data-sorted")
+    mixed = [rows[at * 29 % 256] for at in range(256)]
+    assert observe(in_order(build_supervised.sft(str(tmp_path / "mixed"), rows=mixed, **SHORT))).loud == {}
+
+
 def test_kto_whose_desirable_rows_come_first(tmp_path, observe) -> None:
     """Nobody switched shuffling off: the trainer reads in order for the pairs of its KL estimate."""
     made = build_preference.examples()

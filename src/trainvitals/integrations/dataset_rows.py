@@ -10,6 +10,7 @@ Rows are compared by a 64-bit hash of their tokens: among a million rows two dif
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainvitals.integrations.drift import BUCKETS, UNITS, Counts, distance, unit
+
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
 
 _COPIES = frozenset({"data.duplicate_fraction", "data.repeated_fraction", "data.most_copies", "data.rows_looked_at", "data.row_tokens"})
 _OVERLAP = frozenset({"data.eval_overlap_fraction", "data.eval_overlap_rows"})
-_ORDER = frozenset({"data.read_in_order", "data.order_length_correlation"})
+_ORDER = frozenset({"data.read_in_order", "data.order_length_correlation", "data.order_drift", "data.order_drift_ratio"})
 _CLASSES = frozenset({"data.order_class_runs"})
 _PROMPT = frozenset({"data.prompt_token_fraction"})
 SIGNALS = _COPIES | _OVERLAP | _ORDER | _CLASSES | _PROMPT
@@ -33,6 +36,8 @@ _TOKENS = 50_000_000  # about 1 s (17 ns each, 34 of a shuffled set)
 _SECONDS = 2.0  # for a slow disk
 _CHUNK = 2_000  # rows read at once
 _EVAL_ROWS = 20_000  # evaluation rows that are looked for
+_STRETCHES = 4  # of 128 rows each, from the first rows to the last
+_AHEAD = 1024  # tokens of a part of a row that are compared there: what is sorted shows in them
 _FEWEST = 64  # rows of which an order can be told from chance: five standard errors of a rank correlation are 0.63 then
 
 _PARTS = (
@@ -66,6 +71,8 @@ def install(hooks: Hooks) -> None:
         told["data.order_length_correlation"] = rank_correlation(lengths)
         if "label" in columns:
             told["data.order_class_runs"] = runs(column(data, "label", len(train)))
+    if len(lengths) >= _STRETCHES * UNITS // 2:
+        told |= order_drift(data, columns, len(train))
     reader = _Once(hooks, told)
     hooks.wrap(trainer, "training_step", gives=told)
     hooks.wrap(trainer, "get_train_dataloader", reader.after_loader, gives=["data.read_in_order"])
@@ -184,6 +191,18 @@ def column(data: Any, name: str, count: int) -> NDArray[Any]:
     return np.asarray(data.with_format("arrow", columns=[name])[:count].column(name).to_numpy())
 
 
+def stretch(data: Any, columns: tuple[str, ...], begin: int, count: int) -> Counts:
+    """Rows from `begin` on, one unit of `drift` each: the first tokens of each part of a row."""
+    table = data.with_format("arrow", columns=list(columns))[begin : begin + count]
+    rows: list[list[int]] = [[] for _ in range(table.num_rows)]
+    for name in columns:
+        if name != "label":
+            values, lengths = flat(table.column(name))
+            for row, start, length in zip(rows, np.cumsum(lengths) - lengths, lengths, strict=True):
+                row += values[start : start + min(length, _AHEAD)].tolist()
+    return np.stack([unit([row]) for row in rows])
+
+
 # ---- numbers in, numbers out ----
 
 
@@ -202,6 +221,19 @@ def overlap(train: Hashes, held_out: list[Hashes]) -> dict[str, float]:
     """Share of evaluation rows that are training rows, and their number, in the set where the share is largest."""
     found = max((np.isin(rows, train) for rows in held_out), key=lambda hit: float(hit.mean()))
     return {"data.eval_overlap_fraction": float(found.mean()), "data.eval_overlap_rows": float(found.sum())}
+
+
+def order_drift(data: Any, columns: tuple[str, ...], count: int) -> dict[str, float]:
+    """The two of four stretches, evenly spread over the first `count` rows, that differ most: as `drift` measures it along a run."""
+    size = min(UNITS, count // _STRETCHES)
+    stretches = [stretch(data, columns, place * (count - size) // (_STRETCHES - 1), size) for place in range(_STRETCHES)]
+    found = [
+        distance(first[:, part], second[:, part])
+        for first, second in itertools.combinations(stretches, 2)
+        for part in (slice(BUCKETS), slice(BUCKETS, None))
+    ]
+    nats, ratio = max(found, key=lambda pair: pair[1])
+    return {"data.order_drift": nats, "data.order_drift_ratio": ratio}
 
 
 def rank_correlation(lengths: NDArray[np.int64]) -> float:
