@@ -379,7 +379,9 @@ class DataEvent(Event):
     order_drift: float | None = signal("nats", "Jensen-Shannon divergence of the two stretches of 128 training rows, of four evenly spread over the data set, that differ most, beyond what sampling explains; of tokens or of lengths (256 rows or more).", low=0, high=0.7, emitters=_on, cadence="once")
     order_drift_ratio: float | None = signal("ratio", "That divergence over what sampling alone exceeds once in 10,000 looks: below 1 in a shuffled data set.", low=0, emitters=_on, cadence="once")
     order_class_runs: float | None = signal("ratio", "Stretches of one class (desirable, undesirable) in the data set over those of a shuffled one on the average: about 1 when mixed, near 0 when sorted.", low=0, high=2.1, emitters="kto bco", cadence="once")
-    prompt_token_fraction: float | None = signal("fraction", "Share of the training rows' tokens that are prompt, where the trainer keeps prompt and completion apart and its labels do not.", low=0, high=1, emitters="sft", cadence="once")
+    prompt_fraction: float | None = signal("fraction", "Share of the first training rows that is prompt: tokens where prompt and completion are apart (completion_mask), else characters of prompt and completion, or of a chat's turns that are not the assistant's.", low=0, high=1, emitters="sft", cadence="once")
+    masked_token_fraction: float | None = signal("fraction", "Share of the tokens of the first training rows, as the trainer has prepared them, that are meant to carry no label.", low=0, high=1, emitters="sft gkd", cadence="once")
+    masked_row_fraction: float | None = signal("fraction", "Share of the first training rows, as prepared, in which some token is meant to carry no label.", low=0, high=1, emitters="sft gkd", cadence="once")
     rank_exhausted: dict[str, float] | None = signal("fraction", "1 when the data of one rank ran out while another rank still got a batch, else 0.", low=0, high=1, label="rank")
 
 

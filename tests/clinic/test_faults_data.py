@@ -121,3 +121,33 @@ def test_kto_whose_desirable_rows_come_first(tmp_path, observe) -> None:
     patient = observe(build_preference.kto(str(tmp_path / "fault"), data=made.sort("label", reverse=True), **SHORT))
     assert "they are sorted by class" in line(patient, "data-sorted")
     assert observe(build_preference.kto(str(tmp_path / "twin"), data=made, **SHORT)).loud == {}
+
+
+# ---- loss on the prompt ----
+
+
+def test_a_collator_that_labels_the_prompts_again(tmp_path, observe) -> None:
+    """transformers' own collator makes labels from the input ids; the rows say which tokens are answers."""
+    from transformers import DataCollatorForLanguageModeling
+
+    collator = DataCollatorForLanguageModeling(tiny.tokenizer(), mlm=False)
+
+    def plain(rows: list[dict[str, Any]]) -> Any:
+        return collator([{"input_ids": row["input_ids"]} for row in rows])
+
+    patient = observe(build_supervised.sft(str(tmp_path / "fault"), rows=build_supervised.completions(), collator=plain, **SHORT))
+    assert patient.loud == {"label-mask-lost": 3}, patient.said
+    assert any("of the tokens of the data set are masked" in said for said in patient.said)
+    assert "prompt-learned" in {one.rule.id for one in patient.monitor.findings if one.suppressed_by}
+    twin = observe(build_supervised.sft(str(tmp_path / "twin"), rows=build_supervised.completions(), **SHORT))
+    assert not {"label-mask-lost", "prompt-learned"} & set(twin.fired), twin.said
+
+
+@pytest.mark.parametrize("kind", ["completions", "dialogues"])
+def test_prompts_that_are_trained_on_are_mentioned(kind: str, tmp_path, observe) -> None:
+    rows = getattr(build_supervised, kind)()
+    patient = observe(build_supervised.sft(str(tmp_path / "fault"), rows=rows, **SHORT, completion_only_loss=False))
+    assert patient.loud == {}
+    assert patient.fired["prompt-learned"] == 3
+    answers = {"assistant_only_loss": True} if kind == "dialogues" else {}
+    assert "prompt-learned" not in observe(build_supervised.sft(str(tmp_path / "twin"), rows=rows, **SHORT, **answers)).fired

@@ -133,6 +133,20 @@ def test_every_trainer_tells_once(name: str, tmp_path: Path, train: Any) -> None
     assert "data.eval_overlap_fraction" not in seen.start.emits
 
 
+def test_masks_and_prompts_are_measured() -> None:
+    data = Dataset.from_dict({"input_ids": [[1, 2, 3, 4], [5, 6]], "labels": [[-100, -100, 3, 4], [5, 6]]})
+    assert look.masks(data, whole=False) == {"data.masked_token_fraction": pytest.approx(1 / 3), "data.masked_row_fraction": 0.5}
+    data = Dataset.from_dict({"input_ids": [[1, 2, 3, 4]], "completion_mask": [[0, 0, 0, 1]]})
+    assert look.masks(data, whole=True) == {"data.prompt_fraction": 0.75}
+    assert look.masks(data, whole=False) == {"data.prompt_fraction": 0.75, "data.masked_token_fraction": 0.75, "data.masked_row_fraction": 1.0}
+    data = Dataset.from_dict({"input_ids": [[1, 2]], "prompt": ["abc"], "completion": ["d"]})
+    assert look.masks(data, whole=False) == {"data.prompt_fraction": 0.75}
+    assert look.masks(Dataset.from_dict({"input_ids": [[1, 2]], "labels": [3]}), whole=False) == {}  # classes, not tokens
+    chat = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "d"}]
+    assert look.masks(Dataset.from_dict({"input_ids": [[1, 2]], "messages": [chat]}), whole=False) == {"data.prompt_fraction": 0.75}
+    assert look.masks(Dataset.from_dict({"input_ids": [[1, 2]], "messages": [chat[:1]]}), whole=False) == {}
+
+
 def test_what_is_not_looked_at(tmp_path: Path) -> None:
     assert look.content(Dataset.from_dict({"prompt": ["a"]})) is None
     assert look.content(Dataset.from_dict({"input_ids": [[1]], "images": [[2]]})) is None

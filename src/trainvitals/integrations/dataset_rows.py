@@ -3,7 +3,7 @@
 Trainers that learn from given answers only: prompts of trainers that sample repeat by design. Read are the token ids that the trainer has
 prepared already, from the Arrow table of a `datasets.Dataset`, once when we are attached: at most `_TOKENS` tokens or `_SECONDS`, from
 the first row on, so in a larger set the shares are those of its beginning. Nothing is read of other kinds of data sets, of streams, of packed
-rows and of rows with images (one question about two images is no copy). No text leaves this file, only counts.
+rows and of rows with images (one question about two images is no copy). No text leaves this file, only counts and shares.
 
 Rows are compared by a 64-bit hash of their tokens: among a million rows two differing ones are alike by accident with a chance of 3e-8.
 """
@@ -28,8 +28,8 @@ _COPIES = frozenset({"data.duplicate_fraction", "data.repeated_fraction", "data.
 _OVERLAP = frozenset({"data.eval_overlap_fraction", "data.eval_overlap_rows"})
 _ORDER = frozenset({"data.read_in_order", "data.order_length_correlation", "data.order_drift", "data.order_drift_ratio"})
 _CLASSES = frozenset({"data.order_class_runs"})
-_PROMPT = frozenset({"data.prompt_token_fraction"})
-SIGNALS = _COPIES | _OVERLAP | _ORDER | _CLASSES | _PROMPT
+_MASKS = frozenset({"data.prompt_fraction", "data.masked_token_fraction", "data.masked_row_fraction"})
+SIGNALS = _COPIES | _OVERLAP | _ORDER | _CLASSES | _MASKS
 """Signals that only these wraps give."""
 
 _TOKENS = 50_000_000  # about 1 s (17 ns each, 34 of a shuffled set)
@@ -37,6 +37,9 @@ _SECONDS = 2.0  # for a slow disk
 _CHUNK = 2_000  # rows read at once
 _EVAL_ROWS = 20_000  # evaluation rows that are looked for
 _STRETCHES = 4  # of 128 rows each, from the first rows to the last
+_MASK_COLUMNS = ("completion_mask", "assistant_masks")
+_IGNORED = -100  # as in supervised.py
+_READ = 256  # rows whose text is read
 _AHEAD = 1024  # tokens of a part of a row that are compared there: what is sorted shows in them
 _FEWEST = 64  # rows of which an order can be told from chance: five standard errors of a rank correlation are 0.63 then
 
@@ -65,8 +68,8 @@ def install(hooks: Hooks) -> None:
     told = {**copies(train), "data.row_tokens": float(np.median(lengths))}
     if held_out:
         told |= overlap(train, held_out)
-    prompt = prompt_share(data, columns)
-    told |= {} if prompt is None else {"data.prompt_token_fraction": prompt}
+    if columns == ("input_ids",):
+        told |= masks(data, whole=getattr(trainer, "completion_only_loss", None) is False)
     if len(lengths) >= _FEWEST:
         told["data.order_length_correlation"] = rank_correlation(lengths)
         if "label" in columns:
@@ -266,9 +269,46 @@ def in_order(loader: Any) -> bool:
     return False
 
 
-def prompt_share(data: Any, columns: tuple[str, ...]) -> float | None:
-    """Share of the first rows' tokens that are prompt, where the trainer has told them apart (SFT: ``completion_mask``)."""
-    if columns != ("input_ids",) or "completion_mask" not in data.column_names:
-        return None
-    mask, _ = flat(data.with_format("arrow", columns=["completion_mask"])[:_CHUNK].column("completion_mask"))
-    return float((mask == 0).mean()) if len(mask) else None
+def masks(data: Any, *, whole: bool) -> dict[str, float]:
+    """How much of the first rows is prompt, and how much the trainer has taken out of the loss.
+
+    Args:
+        data: Rows of a supervised trainer.
+        whole: The loss is meant to be on the whole row: a ``completion_mask`` (which TRL 1.0 leaves to its collator) is none then.
+    """
+    names = data.column_names
+    told, prompt = dict[str, float](), None
+    used = ["labels"] if "labels" in names else [name for name in _MASK_COLUMNS if name in names and not (whole and name == "completion_mask")]
+    columns = list({*used, *(name for name in ("completion_mask", "prompt", "completion", "messages") if name in names)})
+    table = data.with_format("arrow", columns=columns)[:_CHUNK]
+    if "completion_mask" in names:
+        prompt = float((flat(table.column("completion_mask"))[0] == 0).mean())
+    elif "messages" in names or {"prompt", "completion"} <= set(names):
+        prompt = prompt_share(table.slice(0, _READ).to_pylist())
+    if prompt is not None:
+        told["data.prompt_fraction"] = prompt
+    hidden: NDArray[np.bool_] | None = None
+    lengths = np.zeros(0, np.int64)
+    for name in used:
+        values, lengths = flat(table.column(name))
+        one = values == (_IGNORED if name == "labels" else 0)
+        hidden = one if hidden is None or len(hidden) != len(one) else hidden | one
+    if hidden is not None and len(hidden) and int(lengths.max()) > 1:
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(hidden)])
+        rows = ends[np.cumsum(lengths)] - ends[np.cumsum(lengths) - lengths]
+        told |= {"data.masked_token_fraction": float(hidden.mean()), "data.masked_row_fraction": float((rows > 0).mean())}
+    return told
+
+
+def prompt_share(rows: list[dict[str, Any]]) -> float | None:
+    """Share of the characters of rows of text or chat that the model is not meant to write itself; None where nothing is read."""
+    prompt = answer = 0
+    for row in rows:
+        if "messages" in row:
+            parts = [(turn.get("role") == "assistant", turn.get("content")) for turn in row["messages"] or () if isinstance(turn, dict)]
+        else:
+            texts = [(name == "completion", row[name]) for name in ("prompt", "completion")]
+            parts = [(own, turn["content"] if isinstance(turn, dict) else turn) for own, text in texts for turn in ([text] if isinstance(text, str) else text or ())]
+        answer += sum(len(text) for own, text in parts if own and isinstance(text, str))
+        prompt += sum(len(text) for own, text in parts if not own and isinstance(text, str))
+    return prompt / (prompt + answer) if prompt and answer else None
