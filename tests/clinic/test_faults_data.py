@@ -66,16 +66,21 @@ def test_an_evaluation_set_that_was_split_twice(build: Any, tmp_path, observe) -
 # ---- copies ----
 
 
+def completions(count: int) -> list[dict[str, Any]]:
+    """Rows without copies: the answers are random words."""
+    return [{"prompt": row["chosen"][:1], "completion": row["chosen"][1:]} for row in build_supervised.pairs(count)]
+
+
 def test_a_set_that_was_concatenated_with_itself(tmp_path, observe) -> None:
-    rows = build_supervised.completions(48)
-    said = line(observe(build_supervised.sft(str(tmp_path / "fault"), rows=rows + rows, **SHORT)), "duplicate-rows")
-    assert "50% of the 96 training rows are copies of others, one is there 2 times" in said
+    rows = completions(240)
+    said = line(observe(build_supervised.sft(str(tmp_path / "fault"), rows=rows[:120] * 2, **SHORT)), "duplicate-rows")
+    assert "50% of the 240 training rows are copies of others, one is there 2 times" in said
     assert observe(build_supervised.sft(str(tmp_path / "twin"), rows=rows, **SHORT)).loud == {}
 
 
 def test_one_pair_that_is_everywhere(tmp_path, observe) -> None:
-    data = build_preference.pairs(count=96)
-    one = data.select([*range(84), *[0] * 12])
+    data = build_preference.pairs(count=220)
+    one = data.select([*range(208), *[0] * 12])
     assert "one is there 13 times" in line(observe(build_preference.dpo(str(tmp_path / "fault"), data=one, **SHORT)), "duplicate-rows")
     assert observe(build_preference.dpo(str(tmp_path / "twin"), data=data, **SHORT)).loud == {}
 

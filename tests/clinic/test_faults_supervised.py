@@ -166,7 +166,7 @@ def test_a_model_that_memorises_its_data(tmp_path, observe):
     assert patient.monitor.verdict.state == "over_optimizing"
     rows = build.completions()
     twin = observe(build.sft(str(tmp_path / "twin"), model=tiny.policy(tiny.tokenizer()), rows=rows, held_out=rows[:16], **settings))
-    assert twin.loud == {}
+    assert twin.loud == {"eval-in-train": 1}  # it is judged on rows that it learns by heart, and never gets worse on them
 
 
 def test_a_healthy_reward_model(tmp_path, observe):
