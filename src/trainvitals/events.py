@@ -85,6 +85,7 @@ class OptimEvent(Event):
     grad_norm_step: float | None = signal("norm", "Total gradient norm of this very step, before clipping where the trainer hands it out.", low=0)
     learning_rate: float | None = signal("rate", "Learning rate that the step used (first parameter group).", low=0)
     nonfinite_grads: float | None = signal("count", "Parameters whose gradient holds a NaN or Inf at this step.", low=0)
+    state_missing: float | None = signal("fraction", "1 when a run went on from a checkpoint and its optimizer (Adam's family) got no moments back, else 0; told with the first update.", low=0, high=1, cadence="once")
     update_ratio: float | None = signal("ratio", "Norm of the parameter update over norm of the parameters.", low=0)
     clipped_step: float | None = signal("fraction", "1 when this step's gradient norm was above max_grad_norm, else 0.", low=0, high=1)
     trainable_fraction: float | None = signal("fraction", "Share of the model's parameters that are trained, at the first update.", low=0, high=1, cadence="once")
