@@ -21,7 +21,7 @@ def install(hooks: Hooks) -> None:
 
     if sharded(hooks.trainer.args):
         return
-    told: list[float] = []
+    told = [0.0]  # transformers 5 does not even call the method in a fresh run
 
     def after_load(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         checkpoint = args[0] if args else kwargs.get("checkpoint")
