@@ -213,6 +213,7 @@ class PreferenceEvent(Event):
     margin_std: float | None = signal("reward", "Standard deviation of chosen minus rejected over the pairs of the step.", low=0, emitters="reward", per="sequence")
     negative_margin_fraction: float | None = signal("fraction", "Share of pairs in which rejected beats chosen; with ties this is less than 1 - accuracy.", low=0, high=1, emitters="reward")
     score_mean: float | None = signal("reward", "Mean score that a reward model in training gives to all responses; only differences have a meaning.", emitters="reward")
+    score_bound_fraction: float | None = signal("fraction", "Share of the newest 64 to 256 scores of this rank that are within a thousandth of their range of the smallest or the largest of them.", low=0, high=1, emitters="reward")
     score_std: float | None = signal("reward", "Spread of the scores of all responses of the step.", low=0, emitters="reward")
     length_correlation: float | None = signal("ratio", "Correlation of score and response length, chosen and rejected each around their own mean: what length explains beyond the preference.", low=-1, high=1, emitters="reward")
     kl_baseline: float | None = signal("nats", "KTO's clamped batch estimate of KL to the reference: zeros are censored values.", low=0, emitters="kto", per="sequence")
