@@ -85,6 +85,7 @@ class OptimEvent(Event):
     grad_norm_step: float | None = signal("norm", "Total gradient norm of this very step, before clipping where the trainer hands it out.", low=0)
     learning_rate: float | None = signal("rate", "Learning rate that the step used (first parameter group).", low=0)
     nonfinite_grads: float | None = signal("count", "Parameters whose gradient holds a NaN or Inf at this step.", low=0)
+    state_missing: float | None = signal("fraction", "1 when a run went on from a checkpoint and its optimizer (Adam's family) got no moments back, else 0; told with the first update.", low=0, high=1, cadence="once")
     update_ratio: float | None = signal("ratio", "Norm of the parameter update over norm of the parameters.", low=0)
     clipped_step: float | None = signal("fraction", "1 when this step's gradient norm was above max_grad_norm, else 0.", low=0, high=1)
     trainable_fraction: float | None = signal("fraction", "Share of the model's parameters that are trained, at the first update.", low=0, high=1, cadence="once")
@@ -220,6 +221,7 @@ class PreferenceEvent(Event):
     margin_std: float | None = signal("reward", "Standard deviation of chosen minus rejected over the pairs of the step.", low=0, emitters="reward", per="sequence")
     negative_margin_fraction: float | None = signal("fraction", "Share of pairs in which rejected beats chosen; with ties this is less than 1 - accuracy.", low=0, high=1, emitters="reward")
     score_mean: float | None = signal("reward", "Mean score that a reward model in training gives to all responses; only differences have a meaning.", emitters="reward")
+    score_bound_fraction: float | None = signal("fraction", "Share of the newest 64 to 256 scores of this rank that are within a thousandth of their range of the smallest or the largest of them.", low=0, high=1, emitters="reward")
     score_std: float | None = signal("reward", "Spread of the scores of all responses of the step.", low=0, emitters="reward")
     length_correlation: float | None = signal("ratio", "Correlation of score and response length, chosen and rejected each around their own mean: what length explains beyond the preference.", low=-1, high=1, emitters="reward")
     kl_baseline: float | None = signal("nats", "KTO's clamped batch estimate of KL to the reference: zeros are censored values.", low=0, emitters="kto", per="sequence")
@@ -366,6 +368,7 @@ class DataEvent(Event):
     """What goes in."""
 
     family: ClassVar[str] = "data"
+    _on: ClassVar[str] = "sft gkd dpo kto bco orpo cpo tpo reward"
     prompt_length_mean: float | None = signal("tokens", "Mean prompt length.", low=0, per="sequence")
     prompt_length_max: float | None = signal("tokens", "Longest prompt.", low=0, per="sequence")
     padding_fraction: float | None = signal("fraction", "Share of input tokens that are padding.", low=0, high=1)
@@ -375,6 +378,21 @@ class DataEvent(Event):
     rows_given: float | None = signal("count", "Rows of the training set before the trainer dropped those that do not fit max_length.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
     rows_kept: float | None = signal("count", "Rows of the training set that are trained on.", low=0, emitters="sft dpo tpo kto reward", cadence="once")
     untrained_token_fraction: float | None = signal("fraction", "Share of the first update's tokens, padding left out, whose row of the input embedding is shorter than a thousandth of the median row.", low=0, high=1, emitters="sft gkd", cadence="once")
+    rows_looked_at: float | None = signal("count", "Training rows whose tokens were compared before the first update: all, or the first 50 million tokens.", low=0, emitters=_on, cadence="once")
+    row_tokens: float | None = signal("tokens", "Median tokens of the training rows looked at, prompt and all answers of a row together.", low=0, emitters=_on, cadence="once", per="sequence")
+    duplicate_fraction: float | None = signal("fraction", "Share of the training rows looked at whose tokens are those of an earlier one.", low=0, high=1, emitters=_on, cadence="once")
+    repeated_fraction: float | None = signal("fraction", "Share of the training rows looked at that are there more than once: the share of evaluation rows that a clean split of the same data would have in common with them by chance.", low=0, high=1, emitters=_on, cadence="once")
+    most_copies: float | None = signal("count", "How often the commonest of the training rows looked at is there.", low=1, emitters=_on, cadence="once")
+    eval_overlap_fraction: float | None = signal("fraction", "Share of evaluation rows whose tokens are those of a training row (of those looked at), in the evaluation set where it is largest.", low=0, high=1, emitters=_on, cadence="once")
+    eval_overlap_rows: float | None = signal("count", "Evaluation rows whose tokens are those of a training row, in the evaluation set where their share is largest.", low=0, emitters=_on, cadence="once")
+    read_in_order: float | None = signal("fraction", "1 when the data loader reads the training rows from the first to the last, 0 when it shuffles or groups them.", low=0, high=1, emitters=_on, cadence="once")
+    order_length_correlation: float | None = signal("ratio", "Rank correlation of a training row's length with its place in the data set (64 rows or more).", low=-1, high=1, emitters=_on, cadence="once")
+    order_drift: float | None = signal("nats", "Jensen-Shannon divergence of the two stretches of 128 training rows, of four evenly spread over the data set, that differ most, beyond what sampling explains; of tokens or of lengths (256 rows or more).", low=0, high=0.7, emitters=_on, cadence="once")
+    order_drift_ratio: float | None = signal("ratio", "That divergence over what sampling alone exceeds once in 10,000 looks: below 1 in a shuffled data set.", low=0, emitters=_on, cadence="once")
+    order_class_runs: float | None = signal("ratio", "Stretches of one class (desirable, undesirable) in the data set over those of a shuffled one on the average: about 1 when mixed, near 0 when sorted.", low=0, high=2.1, emitters="kto bco", cadence="once")
+    prompt_fraction: float | None = signal("fraction", "Share of the first training rows that is prompt: tokens where prompt and completion are apart (completion_mask), else characters of prompt and completion, or of a chat's turns that are not the assistant's.", low=0, high=1, emitters="sft", cadence="once")
+    masked_token_fraction: float | None = signal("fraction", "Share of the tokens of the first training rows, as the trainer has prepared them, that are meant to carry no label.", low=0, high=1, emitters="sft gkd", cadence="once")
+    masked_row_fraction: float | None = signal("fraction", "Share of the first training rows, as prepared, in which some token is meant to carry no label.", low=0, high=1, emitters="sft gkd", cadence="once")
     rank_exhausted: dict[str, float] | None = signal("fraction", "1 when the data of one rank ran out while another rank still got a batch, else 0.", low=0, high=1, label="rank")
 
 

@@ -126,3 +126,23 @@ def test_a_reward_that_is_the_same_for_everything(tmp_path, observe):
     assert patient.loud["self-distillation-inactive"] <= 14
     assert 39 <= patient.loud["advantage-collapse"] <= 45
     assert "Consider revisiting your reward function." in line(patient, "advantage-collapse")
+
+
+def sure_of_others() -> Any:
+    """A student that is sure of tokens that its teacher never writes: the rows of its output layer stand for other ids."""
+    student = build.speaker("plain")
+    head = student.get_output_embeddings()
+    order = torch.randperm(len(head.weight), generator=torch.Generator().manual_seed(1))
+    head.weight = torch.nn.Parameter(10 * head.weight.detach()[order])
+    student.config.tie_word_embeddings = False
+    return student
+
+
+@pytest.mark.parametrize("name", ["gkd", "gold"])
+def test_two_models_that_agree_on_no_token(tmp_path, observe, name):
+    """A student that is sure of other tokens, on answers of the teacher: the Jensen-Shannon divergence is at ln 2 and pulls at nothing."""
+    changes = {"lmbda": 0.0, "beta": 0.5, "learning_rate": 1e-6, "max_steps": 30}
+    patient = observe(made(name, tmp_path / "fault", student=sure_of_others(), **changes))
+    assert set(patient.loud) == {"divergence-saturated"}, patient.said
+    assert 20 <= patient.loud["divergence-saturated"] <= 24
+    assert "it can be 0.693 at the most, where its gradient vanishes" in line(patient, "divergence-saturated")

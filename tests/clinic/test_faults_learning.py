@@ -141,7 +141,9 @@ def test_a_data_set_of_copies(tmp_path, observe):
     settings = {**CALM, "learning_rate": 3e-3, "max_steps": 60}
     row = build.completions()[0]
     patient = observe(build.sft(str(tmp_path / "fault"), rows=[row] * 600, **settings))
-    line = headline(patient, "answers-all-alike")
+    assert set(patient.loud) == {"duplicate-rows", "answers-all-alike"}, patient.said
+    assert patient.loud["duplicate-rows"] == 1
+    line = next(line for line in patient.said if "(answers-all-alike, step" in line)
     assert 8 <= patient.loud["answers-all-alike"] <= 40
     assert "the model learns one text whatever it is asked" in line
     assert "loss-too-low" not in patient.loud  # explained by it

@@ -166,7 +166,7 @@ def test_a_model_that_memorises_its_data(tmp_path, observe):
     assert patient.monitor.verdict.state == "over_optimizing"
     rows = build.completions()
     twin = observe(build.sft(str(tmp_path / "twin"), model=tiny.policy(tiny.tokenizer()), rows=rows, held_out=rows[:16], **settings))
-    assert twin.loud == {}
+    assert twin.loud == {"eval-in-train": 1}  # it is judged on rows that it learns by heart, and never gets worse on them
 
 
 def test_a_healthy_reward_model(tmp_path, observe):
@@ -197,3 +197,21 @@ def test_a_reward_model_with_a_learning_rate_a_hundred_times_too_high(tmp_path, 
     assert "Steps this large throw away what the model knew." in headline(patient, "step-size-too-large")
     assert patient.loud["step-size-too-large"] <= 8
     assert "reward-scores-explode" in effects(patient)
+
+
+def test_a_reward_model_that_ends_in_a_sigmoid(tmp_path, observe):
+    """A user's own head gives probabilities; the loss pushes them to 0 and 1, where nothing moves them any more."""
+
+    class Probability(torch.nn.Module):
+        def __init__(self, linear: Any) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(4 * self.linear(hidden))
+
+    trainer = build.reward(str(tmp_path), rows=build.pairs(256), **{**CALM, "max_steps": 60})
+    trainer.model.score = Probability(trainer.model.score)
+    patient = observe(trainer)
+    assert "are at the smallest or the largest score that there is" in headline(patient, "reward-scores-pinned")
+    assert 15 <= patient.loud["reward-scores-pinned"] <= 55

@@ -61,15 +61,16 @@ def _install_teacher(hooks: Hooks) -> None:
     reader = _Teacher(hooks)
     fused = getattr(trainer, "use_liger_gkd_loss", False) or getattr(trainer, "use_liger_kernel", False)
     across = getattr(trainer, "use_uld_loss", False) and getattr(trainer, "teacher_tokenizer", None) is not None
+    mixed = frozenset() if hasattr(trainer, "_compute_iw_opd_loss") else frozenset({"distill.beta"})  # whose divergence is what `beta` says
     if hasattr(trainer, "generalized_jsd_loss") and not fused and not across:
-        hooks.wrap(trainer, "generalized_jsd_loss", reader.after_jsd, gives=_LOSS | _LOGITS)  # GOLD across tokenizers never calls it
+        hooks.wrap(trainer, "generalized_jsd_loss", reader.after_jsd, gives=_LOSS | _LOGITS | mixed)  # GOLD across tokenizers never calls it
     hooks.wrap(trainer, "_compute_iw_opd_loss", reader.after_sampled, gives=_LOSS | _LOGITS | _LENGTHS)  # IW-OPD logs its lengths itself
     for name in ("_compute_server_sparse_top_1_divergence_loss", "_compute_server_forward_kl_loss"):
         hooks.wrap(trainer, name, reader.after_server)
     if hasattr(trainer, "_get_last_hidden_state"):
         server = hasattr(trainer, "_get_teacher_token_logprobs_from_server")
         hooks.wrap(trainer, "_get_last_hidden_state", reader.after_hidden, gives=() if server or not plain_head(trainer) else _LOGITS)
-        hooks.wrap(trainer, "_compute_loss", reader.after_chunked, gives=() if server else _LOSS)
+        hooks.wrap(trainer, "_compute_loss", reader.after_chunked, gives=() if server else _LOSS | mixed)
         hooks.wrap(trainer, "compute_loss", reader.after_own_samples, gives=_SHARE | _WRITTEN | (_LOSS if server else frozenset()))
     if hasattr(trainer, "_on_policy_step_equiv"):
         hooks.wrap(trainer, "training_step", reader.after_counted, before=reader.before_counted, gives=_SHARE)

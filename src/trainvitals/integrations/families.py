@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainvitals.integrations import (
     adapters,
     async_rollout,
+    dataset_rows,
     distillation,
     drift,
     dropped_rows,
@@ -12,11 +13,12 @@ from trainvitals.integrations import (
     ppo,
     preference,
     ranks,
+    resumed,
     reward_model,
     reward_range,
     sampling,
     supervised,
 )
 
-FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, reward_range, ranks)
+FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, resumed, reward_range, ranks)
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

@@ -6,6 +6,9 @@ a pair differ at all, is only in the batch and in its scores.
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +18,14 @@ if TYPE_CHECKING:
 
 SIGNALS = frozenset({
     "preference.margin_std", "preference.negative_margin_fraction", "preference.identical_fraction", "preference.score_std",
-    "preference.length_correlation", "preference.longer_chosen_fraction",
+    "preference.length_correlation", "preference.longer_chosen_fraction", "preference.score_bound_fraction",
 })  # fmt: skip
 """Signals that only these wraps give."""
 
 _STEP_LIMIT = 4096  # as in hooks.py
+_NEWEST = 256  # scores that are looked at for a bound
+_FEWEST = 64  # of them at least: the smallest and the largest are at the ends by definition
+_AT_END = 1e-3  # of the range of the scores: two grades of a linear layer are wider, as they move with every update
 
 
 def install(hooks: Hooks) -> None:
@@ -41,6 +47,7 @@ class _Scores:
         self._ids: torch.Tensor | None = None  # of the micro-batch whose loss is being computed
         self._scores: torch.Tensor | None = None
         self._parts: list[torch.Tensor] = []
+        self._newest: deque[float] = deque(maxlen=_NEWEST)
 
     def before_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """A loss begins: wait for its scores."""
@@ -74,8 +81,14 @@ class _Scores:
     def step_end(self) -> None:
         """Hand over what the micro-batches of this step gave."""
         if self._parts:
-            self._hooks.put([torch.cat(self._parts, dim=1)], lambda t: score_signals(*t[0]))
+            self._hooks.put([torch.cat(self._parts, dim=1)], self._signals)
         self._parts = []
+
+    def _signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
+        table = tensors[0]
+        self._newest.extend(table[:2].flatten().tolist())
+        share = at_the_ends(self._newest)
+        return score_signals(*table) | ({} if share is None else {"preference.score_bound_fraction": share})
 
 
 def pair_lengths(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -90,6 +103,15 @@ def pair_lengths(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, t
     prefix = ((chosen == rejected) & first & second).long().cumprod(1).sum(1)
     lengths = first.sum(1) - prefix, second.sum(1) - prefix
     return *lengths, (lengths[0] == 0) & (lengths[1] == 0)
+
+
+def at_the_ends(scores: Sequence[float]) -> float | None:
+    """Share of scores that are next to the smallest or the largest of them; None for too few, for equal ones, and for those that are not finite."""
+    low, high = (min(scores), max(scores)) if len(scores) >= _FEWEST else (0.0, 0.0)
+    near = _AT_END * (high - low)
+    if not math.isfinite(near) or not near > 0 or not all(math.isfinite(one) for one in scores):
+        return None
+    return sum(one - low < near or high - one < near for one in scores) / len(scores)
 
 
 def score_signals(
