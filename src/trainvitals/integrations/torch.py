@@ -85,6 +85,10 @@ def memory_signals(device: int | torch.device | None = None, *, reset_peak: bool
         "memory.vram_allocated_peak_bytes": float(torch.cuda.max_memory_allocated(device)),
         "memory.vram_reserved_bytes": float(reserved),
     }
+    stats = torch.cuda.memory_stats(device)
+    values["memory.vram_alloc_retries"] = float(stats.get("num_alloc_retries", 0))
+    if reserved > 0:
+        values["memory.vram_split_fraction"] = min(1.0, stats.get("inactive_split_bytes.all.current", 0) / reserved)
     if reset_peak:
         torch.cuda.reset_peak_memory_stats(device)
     return values
