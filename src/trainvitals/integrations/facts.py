@@ -43,7 +43,7 @@ OPTIMIZER = frozenset({"optim.left_out_fraction", "optim.never_reached_fraction"
 
 _UNLESS_HOOKED = {
     "ppo": ppo.SIGNALS | {  # its loop logs no gradients, clips none and reads no batches through the base class
-        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.update_cosine", "optim.trainable_fraction", *OPTIMIZER, "run.tokens_seen", "completion.terminated_length_mean",
+        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.trainable_fraction", *OPTIMIZER, "run.tokens_seen", "completion.terminated_length_mean",
         "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
         "reward.component_std", "reward.unscored_fraction",
     },
@@ -136,7 +136,7 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if trainer == "ppo":
         names -= {"time.data_wait_seconds"}  # the method that would be timed exists and is never called
     if sharded(args):
-        names -= {"optim.update_ratio", "optim.update_cosine", "optim.trainable_fraction", *OPTIMIZER}
+        names -= {"optim.update_ratio", "optim.trainable_fraction", *OPTIMIZER}
     if not gradients:
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from trainvitals.integrations.optimizer_check import left_out
+
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor | None:
     """Total 2-norm of the gradients as a 0-dimensional tensor on their device, without synchronising.
@@ -60,6 +62,14 @@ def gradient_signals(parameters: Iterable[torch.nn.Parameter]) -> dict[str, floa
         values["optim.grad_norm_step"] = float(torch.linalg.vector_norm(norms))
         values["optim.nonfinite_grads"] = float((~torch.isfinite(norms)).sum())
     return values
+
+
+def optimizer_signals(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """``optim.left_out_fraction``: what has a gradient and is in no group of the optimizer.
+
+    Call it once between the first ``backward()`` and ``optimizer.step()``, and again after something was frozen or thawed.
+    """
+    return left_out([parameter for parameter in model.parameters() if parameter.requires_grad], optimizer)
 
 
 def memory_signals(device: int | torch.device | None = None, *, reset_peak: bool = True) -> dict[str, float]:

@@ -1,5 +1,4 @@
-"""How far one optimizer step moves the weights, relative to their size, and whether it agrees with the one before: ``optim.update_ratio`` and
-``optim.update_cosine``.
+"""How far one optimizer step moves the weights, relative to their size: ``optim.update_ratio``.
 
 The learning rate says how far a step should go, this says how far it went: a rate that is far too high shows here from the first
 update on, before loss or reward can tell. Copying all weights would double their memory, so a fixed sample stands for them: every
@@ -30,7 +29,6 @@ class UpdateSize:
     def __init__(self) -> None:
         self._views: list[torch.Tensor] = []
         self._before: torch.Tensor | None = None
-        self._moved: torch.Tensor | None = None  # by the update before
         self._model: torch.nn.Module | None = None
 
     def before(self, model: torch.nn.Module) -> dict[str, float]:
@@ -41,7 +39,7 @@ class UpdateSize:
         """
         new = model is not self._model
         if new:
-            self._model, self._views, self._moved = model, sample(model.parameters()), None
+            self._model, self._views = model, sample(model.parameters())
         self._before = _joined(self._views)
         return {"optim.trainable_fraction": trainable_fraction(model)} if new else {}
 
@@ -52,13 +50,8 @@ class UpdateSize:
             return
         now = _joined(self._views)
         assert now is not None
-        moved, last = now - before, self._moved
-        self._moved = moved
-        norms = [torch.linalg.vector_norm(moved), torch.linalg.vector_norm(before)]
-        if last is None or last.shape != moved.shape or last.device != moved.device:
-            later.put(norms, update_ratio)
-        else:
-            later.put([*norms, torch.linalg.vector_norm(last), torch.dot(moved, last)], update_ratio)
+        moved = torch.linalg.vector_norm(now - before)
+        later.put([moved, torch.linalg.vector_norm(before)], update_ratio)
 
 
 def sample(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
@@ -97,12 +90,6 @@ def _joined(views: list[torch.Tensor]) -> torch.Tensor | None:
 
 
 def update_ratio(tensors: list[torch.Tensor]) -> dict[str, float]:
-    """Norm of the change over norm of the weights before it, and its cosine with the change before.
-
-    Nothing where all sampled weights were zero; no cosine where one of the two updates moved nothing.
-    """
-    moved, size, *rest = (float(tensor) for tensor in tensors)
-    values = {"optim.update_ratio": moved / size} if size != 0.0 else {}
-    if rest and moved * rest[0] > 0.0:
-        values["optim.update_cosine"] = max(-1.0, min(1.0, rest[1] / moved / rest[0]))
-    return values
+    """Norm of the change over norm of the weights before it; nothing where all sampled weights were zero."""
+    moved, size = (float(tensor) for tensor in tensors)
+    return {"optim.update_ratio": moved / size} if size != 0.0 else {}
