@@ -12,6 +12,7 @@ from trainvitals.integrations import distillation, ppo, sampling
 from trainvitals.integrations.families import FAMILIES
 from trainvitals.integrations.grpo import clip_range
 from trainvitals.integrations.housekeeping import LINUX
+from trainvitals.integrations.model_facts import model_settings
 
 _KINDS = {
     "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft", "axolotl": "sft",
@@ -103,19 +104,6 @@ def sharded(args: Any) -> bool:
     return bool(getattr(args, "deepspeed", None) or getattr(args, "fsdp", None))
 
 
-def model_settings(model: Any) -> dict[str, Any]:
-    """What rules ask about the model itself.
-
-    ``model_vocab_size``: tokens that a language model can write, from its own configuration. ``model_peft``: true where PEFT decides
-    what is trained (adapters, prompts). Neither is there where it is not known, or not so.
-    """
-    peft = {"model_peft": True} if hasattr(model, "peft_config") else {}
-    text: Any = getattr(model, "config", None)
-    text = text.get_text_config() if hasattr(text, "get_text_config") else text  # a model of images and text keeps it inside
-    size = getattr(text, "vocab_size", None)
-    return {**peft, "model_vocab_size": size} if isinstance(size, int) and size > 0 else peft
-
-
 def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradients: bool = True) -> frozenset[str]:
     """Signals that can come in this run; every other one is *absent* for the rules.
 
@@ -201,7 +189,7 @@ def run_start(
         trainer=kind,
         framework=framework,
         framework_version=version,
-        config={**config_of(args), **model_settings(model)},
+        config={**config_of(args), **model_settings(model, None if owner is args else owner)},
         total_steps=total_steps if total_steps > 0 else None,
         world_size=int(getattr(args, "world_size", 1)),
         rank=int(getattr(args, "process_index", 0)),
