@@ -305,6 +305,14 @@ class AdapterEvent(Event):
     trainable_fraction: float | None = signal("fraction", "Trainable parameters over all parameters of the model.", low=0, high=1, cadence="once")
 
 
+class HiddenEvent(Event):
+    """The last hidden states of the model, of 64 tokens every twenty updates; in RL those of prompts."""
+
+    family: ClassVar[str] = "hidden"
+    norm: float | None = signal("norm", "Median norm of the states that go into the final norm.", low=0, cadence="sample")
+    effective_rank: float | None = signal("count", "exp of the entropy of the normalised singular values of the states behind the final norm, their mean taken off: directions in use, 1 to 63.", low=0, cadence="sample")
+
+
 class RolloutEvent(Event):
     """Asynchronous rollouts: queue, staleness, weight syncs. Rank 0 alone holds the queue."""
 
@@ -398,7 +406,7 @@ class EvalEvent(Event):
 
 FAMILIES: tuple[type[Event], ...] = (
     RunEvent, OptimEvent, RewardEvent, AdvantageEvent, PolicyEvent, SamplerEvent, CompletionEvent, PreferenceEvent,
-    ValueEvent, DistillEvent, TokenEvent, MoeEvent, AdapterEvent, RolloutEvent, MemoryEvent, DeviceEvent, TimeEvent, DataEvent, EvalEvent,
+    ValueEvent, DistillEvent, TokenEvent, MoeEvent, AdapterEvent, HiddenEvent, RolloutEvent, MemoryEvent, DeviceEvent, TimeEvent, DataEvent, EvalEvent,
 )  # fmt: skip
 
 

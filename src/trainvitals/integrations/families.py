@@ -8,6 +8,7 @@ from trainvitals.integrations import (
     distillation,
     drift,
     dropped_rows,
+    features,
     moe,
     ppo,
     preference,
@@ -18,5 +19,5 @@ from trainvitals.integrations import (
     supervised,
 )
 
-FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, reward_range, ranks)
+FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, reward_range, features, ranks)
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""
