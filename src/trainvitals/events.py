@@ -306,11 +306,13 @@ class AdapterEvent(Event):
 
 
 class HiddenEvent(Event):
-    """The last hidden states of the model, of 64 tokens every twenty updates; in RL those of prompts."""
+    """The last hidden states of the model, of 64 tokens every ten updates; in RL those of prompts."""
 
     family: ClassVar[str] = "hidden"
     norm: float | None = signal("norm", "Median norm of the states that go into the final norm.", low=0, cadence="sample")
     effective_rank: float | None = signal("count", "exp of the entropy of the normalised singular values of the states behind the final norm, their mean taken off: directions in use, 1 to 63.", low=0, cadence="sample")
+    norm_start: float | None = signal("norm", "The norm at the first update, before any weight changed.", low=0, cadence="once")
+    rank_start: float | None = signal("count", "The effective rank at the first update, before any weight changed.", low=0, cadence="once")
 
 
 class RolloutEvent(Event):

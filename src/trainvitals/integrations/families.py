@@ -19,5 +19,7 @@ from trainvitals.integrations import (
     supervised,
 )
 
-FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, reward_range, features, ranks)
+FAMILIES = (
+    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, reward_range, features, ranks,
+)  # fmt: skip
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

@@ -1,6 +1,6 @@
 """Family: the last hidden states, under any trainer that calls ``training_step``: how large they are and how many directions they use.
 
-Every `EVERY` updates one forward pass that is trained on anyway is looked at: hooks sit on the final norm of the model for one micro-batch
+Every `EVERY` updates, the first among them, one forward pass that is trained on anyway is looked at: hooks sit on the final norm of the model for one micro-batch
 and take `TOKENS` tokens, spread without a rhythm over what is no padding. Where the trainer asks for the scores of completions only
 (``logits_to_keep``, in RL), the tokens are those of the prompts, since what the policy writes changes with the policy: in a causal model
 prompts are read the same way whatever follows. One Gram matrix of 64 x 64 leaves the device; its eigenvalues cost the host half a millisecond.
@@ -22,10 +22,10 @@ from trainvitals.integrations.adapters import effective_rank
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
 
-SIGNALS = frozenset({"hidden.norm", "hidden.effective_rank"})
+SIGNALS = frozenset({"hidden.norm", "hidden.effective_rank", "hidden.norm_start", "hidden.rank_start"})
 """Signals that only these hooks give."""
 
-EVERY = 20
+EVERY = 10
 """Updates between two looks."""
 TOKENS = 64
 """Tokens that are looked at; a rank of their states lies between 1 and 63."""
@@ -112,7 +112,8 @@ class _Features:
                 weight = torch.cat([weight[:, : -self._keep], torch.zeros_like(weight[:, -self._keep :])], dim=1)
             if weight.shape == states.shape[:2] and weight.numel() >= TOKENS:
                 self._done = True
-                self._hooks.put(sketch(states, output, weight), hidden_signals)
+                untouched = self._updates == 0 and self._hooks.trainer.state.global_step == 0
+                self._hooks.put(sketch(states, output, weight), first_signals if untouched else hidden_signals)
         except Exception as error:  # nothing may leave a hook in the middle of the model: `after_step` reports it
             self._error = error
 
@@ -145,3 +146,10 @@ def hidden_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
         return {"hidden.norm": float(np.median(norms)), "hidden.effective_rank": math.nan}
     rank = effective_rank(np.sqrt(np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None)))
     return {"hidden.norm": float(np.median(norms)), **({} if rank is None else {"hidden.effective_rank": rank})}
+
+
+def first_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
+    """The same at the first update of a run, before any weight has changed, with what later looks are compared with."""
+    values = hidden_signals(tensors)
+    starts = {"hidden.norm": "hidden.norm_start", "hidden.effective_rank": "hidden.rank_start"}
+    return {**values, **{starts[name]: value for name, value in values.items() if math.isfinite(value)}}
