@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import namedtuple
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from trainvitals.integrations.trl import attach
 from trainvitals.monitor import Monitor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "suite"))
+import build_models
 import build_supervised as build
 
 pytestmark = pytest.mark.trl
@@ -51,6 +54,24 @@ def test_a_layer_that_is_thawed_after_the_optimizer_was_made(tmp_path, observe):
     assert twin.loud == {}
 
 
+def test_a_disk_without_room_for_two_checkpoints(tmp_path, observe, monkeypatch):
+    room = namedtuple("Room", "f_bavail f_frsize")
+    real = os.statvfs(tmp_path)
+    settings = {**CALM, "save_strategy": "steps", "save_steps": 5}
+    monkeypatch.setattr(os, "statvfs", lambda place: room(1_000_000, 1))  # the tiny model and its moments are 0.9 MB
+    patient = observe(build.sft(str(tmp_path / "fault"), **settings))
+    assert patient.loud == {"disk-nearly-full": 1}, patient.said
+    monkeypatch.setattr(os, "statvfs", lambda place: real)
+    assert observe(build.sft(str(tmp_path / "twin"), **settings)).loud == {}
+
+
+def test_adapters_on_the_attention_alone(tmp_path, observe):
+    for targets, told in ((["q_proj", "v_proj"], True), ("all-linear", False)):
+        patient = observe(build_models.sft(str(tmp_path / str(told)), peft=build_models.lora(target_modules=targets), **{**CALM, "max_steps": 4, "warmup_steps": 0}))
+        assert ("adapter-attention-only" in patient.fired) is told
+        assert patient.loud == {}
+
+
 def test_an_optimizer_for_another_copy_of_the_model(tmp_path, observe):
     trainer = build.sft(str(tmp_path), **{**CALM, "warmup_steps": 0, "lr_scheduler_type": "constant"})
     trainer.optimizer = torch.optim.AdamW(tiny.model(tiny.tokenizer()).parameters(), lr=1e-3)
@@ -80,3 +101,18 @@ def test_a_resume_without_the_optimizer(tmp_path, lost, optim):
         trainer.train(resume_from_checkpoint=os.fspath(checkpoint))
     loud = {one.rule.id: one.step for one in monitor.findings if one.state == "firing" and one.severity != "info"}
     assert loud == ({"resumed-without-optimizer": 7} if lost and optim != "sgd" else {})
+
+
+@pytest.mark.slow
+def test_steps_of_chance_make_the_hidden_states_grow(tmp_path, observe):
+    """A reward that is drawn and not earned, at ten times the usual learning rate; at the usual rate as little is gained, and nothing grows."""
+    told = {}
+    for rate in (1e-2, 1e-3):
+        random = Random(0)
+        trainer = build_models.grpo(
+            str(tmp_path / str(rate)), reward=lambda completions, random=random, **rest: [random.random() for _ in completions],
+            **{**CALM, "learning_rate": rate, "max_steps": 71, "max_completion_length": 8, "per_device_train_batch_size": 16},
+        )  # fmt: skip
+        told[rate] = observe(trainer)
+    assert "hidden-states-blow-up" in told[1e-2].fired, told[1e-2].said
+    assert not {"hidden-states-blow-up", "features-collapse"} & set(told[1e-3].fired)
