@@ -311,6 +311,7 @@ class HiddenEvent(Event):
     family: ClassVar[str] = "hidden"
     norm: float | None = signal("norm", "Median norm of the states that go into the final norm.", low=0, cadence="sample")
     effective_rank: float | None = signal("count", "exp of the entropy of the normalised singular values of the states behind the final norm, their mean taken off: directions in use, 1 to 63.", low=0, cadence="sample")
+    repeat_difference: float | None = signal("ratio", "Relative difference of the last states of rows that begin with the same token, at that token, median over rows: 0 but for rounding where no dropout is active.", low=0, cadence="sample")
     norm_start: float | None = signal("norm", "The norm at the first update, before any weight changed.", low=0, cadence="once")
     rank_start: float | None = signal("count", "The effective rank at the first update, before any weight changed.", low=0, cadence="once")
 

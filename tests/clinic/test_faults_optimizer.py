@@ -103,6 +103,21 @@ def test_a_resume_without_the_optimizer(tmp_path, lost, optim):
     assert loud == ({"resumed-without-optimizer": 7} if lost and optim != "sgd" else {})
 
 
+@pytest.mark.parametrize("share", [0.9, 0.1])
+def test_dropout_that_no_setting_tells_of(tmp_path, observe, share):
+    """Behind each layer, by a hook, as a part of a model may hold it; at a tenth, far more than the usual kind at a tenth, it is not told."""
+
+    def drop(module: Any, args: Any, out: Any) -> Any:
+        state = torch.nn.functional.dropout(out[0] if isinstance(out, tuple) else out, share, training=module.training)
+        return (state, *out[1:]) if isinstance(out, tuple) else state
+
+    model = tiny.policy(tiny.tokenizer())
+    for layer in model.model.layers:
+        layer.register_forward_hook(drop)
+    patient = observe(build_models.sft(str(tmp_path), model=model, **{**CALM, "max_steps": 31}))
+    assert patient.loud == ({"forward-pass-random": 21} if share > 0.5 else {}), patient.said
+
+
 @pytest.mark.slow
 def test_steps_of_chance_make_the_hidden_states_grow(tmp_path, observe):
     """A reward that is drawn and not earned, at ten times the usual learning rate; at the usual rate as little is gained, and nothing grows."""

@@ -207,10 +207,29 @@ class TestFeatures:
         values = features.first_signals(features.sketch(5 * states, states, weight))
         assert values["hidden.norm"] == values["hidden.norm_start"] < 200
         assert 1.5 < values["hidden.effective_rank"] == values["hidden.rank_start"] <= 3.01
-        assert set(values) == features.SIGNALS <= CATALOGUE.keys()
+        assert set(values) == features.SIGNALS - {"hidden.repeat_difference"}
+        assert CATALOGUE.keys() >= features.SIGNALS
         weight[:, 25:] = 0.0  # 60 tokens are too few
         assert features.hidden_signals(features.sketch(states, states, weight)) == {}
 
     def test_every_tokens_same_state_has_no_rank(self) -> None:
         states = torch.ones(4, 40, 8)
         assert "hidden.effective_rank" not in features.hidden_signals(features.sketch(states, states, torch.ones(4, 40)))
+
+    def test_rows_that_begin_alike(self) -> None:
+        states = torch.ones(4, 3, 8)
+        states[1, 0] = 2.0
+        states[3, 0] = 9.0
+        ids, weight = torch.tensor([[1, 5, 5], [1, 6, 6], [1, 7, 7], [2, 5, 5]]), torch.ones(4, 3)
+        assert features.repeat_signals(features.repeats(states, ids, weight)) == {"hidden.repeat_difference": 0.0}  # of 1 and 0 the lower median
+        weight[2, 0] = 0.0
+        assert features.repeat_signals(features.repeats(states, ids, weight)) == {"hidden.repeat_difference": 1.0}
+        weight[0, 0] = 0.0  # padded on the left
+        assert features.repeat_signals(features.repeats(states, ids, weight)) == {}
+
+    def test_only_causal_models_repeat_themselves(self) -> None:
+        model = tiny.model(tiny.tokenizer())
+        assert features.causal(model)
+        assert features.causal(peft.get_peft_model(model, peft.LoraConfig()))
+        small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16}
+        assert not features.causal(transformers.BertModel(transformers.BertConfig(**small)))

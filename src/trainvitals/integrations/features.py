@@ -3,7 +3,8 @@
 Every `EVERY` updates, the first among them, one forward pass that is trained on anyway is looked at: hooks sit on the final norm of the model for one micro-batch
 and take `TOKENS` tokens, spread without a rhythm over what is no padding. Where the trainer asks for the scores of completions only
 (``logits_to_keep``, in RL), the tokens are those of the prompts, since what the policy writes changes with the policy: in a causal model
-prompts are read the same way whatever follows. One Gram matrix of 64 x 64 leaves the device; its eigenvalues cost the host half a millisecond.
+prompts are read the same way whatever follows. Rows that begin with the same token give the same state there unless something is drawn at random, which
+shows dropout that no setting tells of. One Gram matrix of 64 x 64 leaves the device; its eigenvalues cost the host half a millisecond.
 
 Large states before the final norm are what a rising learning rate does to a model before its features fall into few directions
 (arXiv:2405.00662). Models without a final norm (BERT) give nothing, nor do compiled ones, in which hooks do not run.
@@ -22,7 +23,7 @@ from trainvitals.integrations.adapters import effective_rank
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
 
-SIGNALS = frozenset({"hidden.norm", "hidden.effective_rank", "hidden.norm_start", "hidden.rank_start"})
+SIGNALS = frozenset({"hidden.norm", "hidden.effective_rank", "hidden.norm_start", "hidden.rank_start", "hidden.repeat_difference"})
 """Signals that only these hooks give."""
 
 EVERY = 10
@@ -46,12 +47,19 @@ def final_norm(model: Any) -> Any | None:
     return best
 
 
+def causal(model: Any) -> bool:
+    """Whether a token's state depends on the tokens before it alone, by the name of the class: not in encoders, nor behind one."""
+    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+    return "ForCausalLM" in name or "LMHeadModel" in name
+
+
 def install(hooks: Hooks) -> None:
     """Look at the final norm of a model that has one. PPO never calls ``training_step``."""
     if final_norm(hooks.trainer.model) is None or hasattr(hooks.trainer, "value_model"):
         return
     reader = _Features(hooks)
-    hooks.wrap(hooks.trainer, "training_step", reader.after_step, before=reader.before_step, gives=SIGNALS)
+    gives = SIGNALS if causal(hooks.trainer.model) else SIGNALS - {"hidden.repeat_difference"}
+    hooks.wrap(hooks.trainer, "training_step", reader.after_step, before=reader.before_step, gives=gives)
     hooks.at_step_end.append(reader.step_end)
 
 
@@ -64,6 +72,7 @@ class _Features:
         self._done = False  # in this update
         self._handles: list[Any] = []
         self._mask: torch.Tensor | None = None
+        self._ids: torch.Tensor | None = None
         self._keep = 0
         self._error: Exception | None = None
 
@@ -93,12 +102,14 @@ class _Features:
     def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._mask, self._keep = [], None, 0
+        self._handles, self._mask, self._ids, self._keep = [], None, None, 0
 
     def _enter(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         mask, keep = kwargs.get("attention_mask"), kwargs.get("logits_to_keep")
         self._mask = mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
         self._keep = keep if isinstance(keep, int) else 0
+        ids = kwargs.get("input_ids")
+        self._ids = ids if isinstance(ids, torch.Tensor) and ids.dim() == 2 else None
 
     def _read(self, module: Any, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or self._done or self._error is not None or not torch.is_grad_enabled() or not module.training:
@@ -114,6 +125,8 @@ class _Features:
                 self._done = True
                 untouched = self._updates == 0 and self._hooks.trainer.state.global_step == 0
                 self._hooks.put(sketch(states, output, weight), first_signals if untouched else hidden_signals)
+                if self._ids is not None and self._ids.shape == states.shape[:2] and len(states) > 1 and causal(self._hooks.trainer.model):
+                    self._hooks.put(repeats(output, self._ids, weight), repeat_signals)
         except Exception as error:  # nothing may leave a hook in the middle of the model: `after_step` reports it
             self._error = error
 
@@ -135,6 +148,23 @@ def sketch(before: torch.Tensor, after: torch.Tensor, weight: torch.Tensor) -> l
         features = after.detach().reshape(flat.numel(), -1)[places].float()
         features = (features - (features * taken).sum(0) / taken.sum().clamp(min=1.0)) * taken
         return [norms, features @ features.T, taken.squeeze(1)]
+
+
+def repeats(after: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
+    """Rows that begin with the same token as the first: in a causal model their states there are equal but for rounding and dropout.
+
+    Gives the relative difference of each row from the first, and whether it begins alike; padding on the left has no such place.
+    """
+    with torch.no_grad():
+        states = after.detach()[:, 0].float()
+        difference = torch.linalg.vector_norm(states[1:] - states[0], dim=1) / torch.linalg.vector_norm(states[0]).clamp(min=1e-12)
+        return [difference, (ids[1:, 0] == ids[0, 0]) & (weight[1:, 0] > 0) & (weight[0, 0] > 0)]
+
+
+def repeat_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
+    """Median difference of rows that begin alike; nothing where there are none."""
+    difference, alike = tensors
+    return {"hidden.repeat_difference": float(difference[alike].median())} if bool(alike.any()) else {}
 
 
 def hidden_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
