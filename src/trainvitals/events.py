@@ -70,6 +70,7 @@ class RunEvent(Event):
     tokens_seen: float | None = signal("tokens", "Prompt and completion tokens processed so far, all ranks.", low=0)
     epoch: float | None = signal("count", "Passes over the training data so far.", low=0)
     logging_every: float | None = signal("count", "Optimizer updates that one logged value averages.", low=1, cadence="once")
+    checkpoint_room: float | None = signal("count", "Checkpoints that the disk of the output folder still has room for: by the sizes of weights and moments at the start, by the newest checkpoint later.", low=0, cadence="sample")
     rank_behind: dict[str, float] | None = signal("count", "Places at which ranks meet that one rank has not reached while others wait there; 0 while steps end. Told by rank 0.", low=0, label="rank")
     rank_silent_seconds: dict[str, float] | None = signal("seconds", "While no step ends: time since a rank last said anything, which it does every 5 s. Told by rank 0.", low=0, label="rank")
 
@@ -85,11 +86,13 @@ class OptimEvent(Event):
     grad_norm_step: float | None = signal("norm", "Total gradient norm of this very step, before clipping where the trainer hands it out.", low=0)
     learning_rate: float | None = signal("rate", "Learning rate that the step used (first parameter group).", low=0)
     nonfinite_grads: float | None = signal("count", "Parameters whose gradient holds a NaN or Inf at this step.", low=0)
-    state_missing: float | None = signal("fraction", "1 when a run went on from a checkpoint and its optimizer (Adam's family) got no moments back, else 0; told with the first update.", low=0, high=1, cadence="once")
     update_ratio: float | None = signal("ratio", "Norm of the parameter update over norm of the parameters.", low=0)
     clipped_step: float | None = signal("fraction", "1 when this step's gradient norm was above max_grad_norm, else 0.", low=0, high=1)
     trainable_fraction: float | None = signal("fraction", "Share of the model's parameters that are trained, at the first update.", low=0, high=1, cadence="once")
     trainable_with_grad: float | None = signal("fraction", "Share of trainable parameters that received a gradient.", low=0, high=1)
+    left_out_fraction: float | None = signal("fraction", "Of the trainable numbers with a gradient, the share that is in no group of the optimizer; at the first update, and again when something was frozen or thawed.", low=0, high=1, cadence="once")
+    never_reached_fraction: float | None = signal("fraction", "Share of the trainable numbers that has had no gradient in any update so far; without experts, towers for other inputs and poolers.", low=0, high=1, cadence="once")
+    state_restored_fraction: float | None = signal("fraction", "At the first update after a resume: of the parameters for which the optimizer keeps state, the share that came with some; not for optimizers without state.", low=0, high=1, cadence="once")
     rank_loss: dict[str, float] | None = signal("loss", "Loss of one optimizer step on one rank, before any NaN filter. Told by rank 0, a step late.", label="rank")
     rank_nonfinite_alone: dict[str, float] | None = signal("fraction", "1 when the loss of one rank is not finite while another rank's is at the same step, else 0.", low=0, high=1, label="rank")
     rank_weight_drift: dict[str, float] | None = signal("ratio", "Where all ranks should hold the same weights: relative difference of a rank's weight norm from the median of all.", low=0, label="rank", cadence="sample")
@@ -311,6 +314,17 @@ class AdapterEvent(Event):
     trainable_fraction: float | None = signal("fraction", "Trainable parameters over all parameters of the model.", low=0, high=1, cadence="once")
 
 
+class HiddenEvent(Event):
+    """The last hidden states of the model, of 64 tokens every ten updates; in RL those of prompts."""
+
+    family: ClassVar[str] = "hidden"
+    norm: float | None = signal("norm", "Median norm of the states that go into the final norm.", low=0, cadence="sample")
+    effective_rank: float | None = signal("count", "exp of the entropy of the normalised singular values of the states behind the final norm, their mean taken off: directions in use, 1 to 63.", low=0, cadence="sample")
+    repeat_difference: float | None = signal("ratio", "Relative difference of the last states of rows that begin with the same token, at that token, median over rows: 0 but for rounding where no dropout is active.", low=0, cadence="sample")
+    norm_start: float | None = signal("norm", "The norm at the first update, before any weight changed.", low=0, cadence="once")
+    rank_start: float | None = signal("count", "The effective rank at the first update, before any weight changed.", low=0, cadence="once")
+
+
 class RolloutEvent(Event):
     """Asynchronous rollouts: queue, staleness, weight syncs. Rank 0 alone holds the queue."""
 
@@ -339,6 +353,10 @@ class MemoryEvent(Event):
     vram_allocated_peak_bytes: float | None = signal("bytes", "torch.cuda.max_memory_allocated since the last step.", low=0)
     vram_reserved_bytes: float | None = signal("bytes", "torch.cuda.memory_reserved.", low=0)
     host_rss_bytes: float | None = signal("bytes", "Resident memory of this process.", low=0, cadence="sample")
+    host_private_bytes: float | None = signal("bytes", "Resident memory of this process that no file backs; every ten updates, on Linux.", low=0, cadence="sample")
+    host_available_bytes: float | None = signal("bytes", "Memory that the host, or the container, can still give; every ten updates, on Linux.", low=0, cadence="sample")
+    vram_alloc_retries: float | None = signal("count", "Times since the start that torch found no room, freed its whole cache and asked the device again (torch.cuda.memory_stats).", low=0)
+    vram_split_fraction: float | None = signal("fraction", "Share of the reserved device memory that lies unused in pieces of blocks in use, between steps: fragmentation.", low=0, high=1)
 
 
 class DeviceEvent(Event):
@@ -348,6 +366,7 @@ class DeviceEvent(Event):
     utilization_fraction: float | None = signal("fraction", "Share of the sample period in which a kernel ran (NVML).", low=0, high=1, cadence="sample")
     temperature_celsius: float | None = signal("celsius", "GPU temperature (NVML).", cadence="sample")
     throttled: float | None = signal("fraction", "1 when NVML reports a thermal or power-brake slowdown, else 0.", low=0, high=1, cadence="sample")
+    ecc_errors: float | None = signal("count", "Uncorrectable memory errors of the device since this process began to watch it (NVML, volatile ECC counters).", low=0, cadence="sample")
 
 
 class TimeEvent(Event):
@@ -359,6 +378,8 @@ class TimeEvent(Event):
     samples_per_second: float | None = signal("rate", "Training samples per second.", low=0)
     generation_seconds: float | None = signal("seconds", "Time spent generating in one step.", low=0, emitters="grpo rloo ppo verl gkd distillation sdft sdpo")
     data_wait_seconds: float | None = signal("seconds", "Time waiting for the data loader in one step.", low=0)
+    saving_fraction: float | None = signal("fraction", "Share of the wall time since the start of this process that went to checkpoints, told after each.", low=0, high=1, cadence="sample")
+    evaluating_fraction: float | None = signal("fraction", "Share of the wall time since the start of this process that went to evaluations, told after each.", low=0, high=1, cadence="sample")
     rank_step_seconds: dict[str, float] | None = signal("seconds", "Wall time of one optimizer step on one rank.", low=0, label="rank")
     rank_own_seconds: dict[str, float] | None = signal("seconds", "Part of a step that one rank did not spend in calls which wait for other ranks, as far as they can be told from outside.", low=0, label="rank")
     rank_lag_fraction: dict[str, float] | None = signal("fraction", "Own time of one rank beyond the median of the others', over the step: the share for which they wait for it.", low=0, high=1, label="rank")
@@ -414,7 +435,7 @@ class EvalEvent(Event):
 
 FAMILIES: tuple[type[Event], ...] = (
     RunEvent, OptimEvent, RewardEvent, AdvantageEvent, PolicyEvent, SamplerEvent, CompletionEvent, PreferenceEvent,
-    ValueEvent, DistillEvent, TokenEvent, MoeEvent, AdapterEvent, RolloutEvent, MemoryEvent, DeviceEvent, TimeEvent, DataEvent, EvalEvent,
+    ValueEvent, DistillEvent, TokenEvent, MoeEvent, AdapterEvent, HiddenEvent, RolloutEvent, MemoryEvent, DeviceEvent, TimeEvent, DataEvent, EvalEvent,
 )  # fmt: skip
 
 

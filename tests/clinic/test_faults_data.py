@@ -156,18 +156,3 @@ def test_prompts_that_are_trained_on_are_mentioned(kind: str, tmp_path, observe)
     assert patient.fired["prompt-learned"] == 3
     answers = {"assistant_only_loss": True} if kind == "dialogues" else {}
     assert "prompt-learned" not in observe(build_supervised.sft(str(tmp_path / "twin"), rows=rows, **SHORT, **answers)).fired
-
-
-# ---- a checkpoint without its optimizer ----
-
-
-@pytest.mark.parametrize("lost", [True, False])
-def test_a_run_that_goes_on_without_the_moments_of_its_optimizer(lost: bool, tmp_path, observe) -> None:
-    settings = {**SHORT, "save_strategy": "steps", "save_steps": 6, "max_steps": 12}
-    build_supervised.sft(str(tmp_path), rows=build_supervised.completions(), **{**settings, "save_only_model": lost, "max_steps": 6}).train()
-    trainer = build_supervised.sft(str(tmp_path), rows=build_supervised.completions(), **settings)
-    train = trainer.train
-    trainer.train = lambda: train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    patient = observe(trainer)
-    assert ("optimizer-not-restored" in patient.loud) == lost, patient.said
-    assert patient.loud.get("optimizer-not-restored", 7) == 7

@@ -10,6 +10,9 @@ from typing import Any
 from trainvitals.events import CATALOGUE, RunStart
 from trainvitals.integrations import distillation, ppo, sampling
 from trainvitals.integrations.families import FAMILIES
+from trainvitals.integrations.grpo import clip_range
+from trainvitals.integrations.housekeeping import LINUX
+from trainvitals.integrations.model_facts import judge_settings, model_settings
 
 _KINDS = {
     "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft", "axolotl": "sft",
@@ -36,9 +39,12 @@ _NEVER = frozenset(
 # Signals that these callbacks do not compute and that no supported trainer logs, but for those in `_LOGGED` and `_QUEUED`.
 
 
+OPTIMIZER = frozenset({"optim.left_out_fraction", "optim.never_reached_fraction", "optim.state_restored_fraction"})
+"""Signals about which parameters the optimizer holds: not where a rank sees shards."""
+
 _UNLESS_HOOKED = {
     "ppo": ppo.SIGNALS | {  # its loop logs no gradients, clips none and reads no batches through the base class
-        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.trainable_fraction", "run.tokens_seen", "completion.terminated_length_mean",
+        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.trainable_fraction", *OPTIMIZER, "run.tokens_seen", "completion.terminated_length_mean",
         "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
         "reward.component_std", "reward.unscored_fraction",
     },
@@ -98,35 +104,6 @@ def sharded(args: Any) -> bool:
     return bool(getattr(args, "deepspeed", None) or getattr(args, "fsdp", None))
 
 
-def model_settings(model: Any) -> dict[str, Any]:
-    """What rules ask about the model itself.
-
-    ``model_vocab_size``: tokens that a language model can write, from its own configuration. ``model_peft``: true where PEFT decides
-    what is trained (adapters, prompts). Neither is there where it is not known, or not so.
-    """
-    peft = {"model_peft": True} if hasattr(model, "peft_config") else {}
-    text: Any = getattr(model, "config", None)
-    text = text.get_text_config() if hasattr(text, "get_text_config") else text  # a model of images and text keeps it inside
-    size = getattr(text, "vocab_size", None)
-    return {**peft, "model_vocab_size": size} if isinstance(size, int) and size > 0 else peft
-
-
-def judge_settings(owner: object, model: Any) -> dict[str, Any]:
-    """``model_judge_is_policy``: true where a reward model is the policy itself or was loaded from where the policy came from.
-
-    Its score head is new then, with random weights. Absent where that is not so, or not known (a model that was made in the process has no origin).
-    """
-    functions = getattr(owner, "reward_funcs", None)
-    found = [*(functions if isinstance(functions, list | tuple) else [functions]), getattr(owner, "reward_model", None)]
-    home = _origin(model)
-    same = any(one is model or (home and _origin(one) == home) for one in found if one is not None and hasattr(one, "parameters"))
-    return {"model_judge_is_policy": True} if model is not None and same else {}
-
-
-def _origin(model: Any) -> str:
-    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-
-
 def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradients: bool = True) -> frozenset[str]:
     """Signals that can come in this run; every other one is *absent* for the rules.
 
@@ -139,15 +116,15 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     """
     names = {spec.name for spec in CATALOGUE.values() if trainer == "unknown" or {"any", trainer} & set(spec.emitters)}
     names -= _NEVER
-    if not cuda:
-        names -= GPU_ONLY
+    names -= frozenset() if cuda else GPU_ONLY
+    names -= frozenset() if LINUX else {"memory.host_private_bytes", "memory.host_available_bytes"}
     names -= HOOKED - hooks
     names -= _UNLESS_HOOKED.get(trainer, frozenset()) - hooks
     names |= _LOGGED.get(trainer, frozenset())
     if trainer == "ppo":
         names -= {"time.data_wait_seconds"}  # the method that would be timed exists and is never called
     if sharded(args):
-        names -= {"optim.update_ratio", "optim.trainable_fraction"}
+        names -= {"optim.update_ratio", "optim.trainable_fraction", *OPTIMIZER}
     if not gradients:
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:
@@ -164,6 +141,17 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if not (getattr(args, "max_grad_norm", None) or 0) > 0:
         names -= {"optim.clipped_step"}
     return frozenset(names)
+
+
+def known_at_start(args: Any, trainer: Any) -> dict[str, float]:
+    """Signals that are settings: how often is logged, the cap on completions, the clip range."""
+    values = {"run.logging_every": max(1.0, float(args.logging_steps))} if args.logging_steps >= 1 else {}
+    if hasattr(args, "max_completion_length") and args.max_completion_length:
+        values["completion.length_cap"] = float(args.max_completion_length)
+    bounds = clip_range(trainer) if hasattr(trainer, "epsilon_low") else None
+    if bounds is not None:
+        values["policy.clip_low"], values["policy.clip_high"] = bounds
+    return values
 
 
 RUNNING, PROMISED = "_vitals_running", "_vitals_promised"
@@ -201,7 +189,7 @@ def run_start(
         trainer=kind,
         framework=framework,
         framework_version=version,
-        config={**config_of(args), **model_settings(model), **judge_settings(owner, model)},
+        config={**config_of(args), **model_settings(model, None if owner is args else owner), **judge_settings(owner, model)},
         total_steps=total_steps if total_steps > 0 else None,
         world_size=int(getattr(args, "world_size", 1)),
         rank=int(getattr(args, "process_index", 0)),

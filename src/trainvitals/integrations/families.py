@@ -9,16 +9,19 @@ from trainvitals.integrations import (
     distillation,
     drift,
     dropped_rows,
+    features,
     moe,
     ppo,
     preference,
     ranks,
-    resumed,
     reward_model,
     reward_range,
     sampling,
     supervised,
 )
 
-FAMILIES = (sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, resumed, reward_range, ranks)
+FAMILIES = (
+    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, reward_range,
+    features, ranks,
+)  # fmt: skip
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

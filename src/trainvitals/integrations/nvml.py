@@ -29,6 +29,7 @@ class Nvml:
     def __init__(self, library: Any, handle: Any) -> None:
         self._library, self._handle = library, handle
         self.latest: dict[str, float] = {}
+        self._errors: int | None = None  # counted by the driver before we came
 
     @classmethod
     def open(cls, device: int = 0) -> Nvml | None:
@@ -55,5 +56,9 @@ class Nvml:
         with contextlib.suppress(Exception):
             reasons = library.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
             values["device.throttled"] = 1.0 if reasons & THROTTLE_BITS else 0.0
+        with contextlib.suppress(Exception):  # volatile counters start when the driver loads, which is not when we do
+            errors = int(library.nvmlDeviceGetTotalEccErrors(handle, library.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, library.NVML_VOLATILE_ECC))
+            self._errors = errors if self._errors is None else self._errors
+            values["device.ecc_errors"] = float(max(0, errors - self._errors))
         self.latest = values
         return values

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from trainvitals.integrations.optimizer_check import left_out
+
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor | None:
     """Total 2-norm of the gradients as a 0-dimensional tensor on their device, without synchronising.
@@ -62,6 +64,14 @@ def gradient_signals(parameters: Iterable[torch.nn.Parameter]) -> dict[str, floa
     return values
 
 
+def optimizer_signals(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """``optim.left_out_fraction``: what has a gradient and is in no group of the optimizer.
+
+    Call it once between the first ``backward()`` and ``optimizer.step()``, and again after something was frozen or thawed.
+    """
+    return left_out([parameter for parameter in model.parameters() if parameter.requires_grad], optimizer)
+
+
 def memory_signals(device: int | torch.device | None = None, *, reset_peak: bool = True) -> dict[str, float]:
     """Memory of one CUDA device, in bytes and fractions; empty without CUDA. Does not synchronise.
 
@@ -85,6 +95,10 @@ def memory_signals(device: int | torch.device | None = None, *, reset_peak: bool
         "memory.vram_allocated_peak_bytes": float(torch.cuda.max_memory_allocated(device)),
         "memory.vram_reserved_bytes": float(reserved),
     }
+    stats = torch.cuda.memory_stats(device)
+    values["memory.vram_alloc_retries"] = float(stats.get("num_alloc_retries", 0))
+    if reserved > 0:
+        values["memory.vram_split_fraction"] = min(1.0, stats.get("inactive_split_bytes.all.current", 0) / reserved)
     if reset_peak:
         torch.cuda.reset_peak_memory_stats(device)
     return values

@@ -29,11 +29,13 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainvitals.events import Boundary, BoundaryKind, Frame, RunStart
-from trainvitals.integrations.facts import RUNNING, promised, run_start, sharded
-from trainvitals.integrations.grpo import RewardRange, clip_range
+from trainvitals.integrations.facts import RUNNING, known_at_start, promised, run_start, sharded
+from trainvitals.integrations.grpo import RewardRange
+from trainvitals.integrations.housekeeping import Housekeeping, room, room_at_start, size_of
 from trainvitals.integrations.later import Later, scalar
 from trainvitals.integrations.lifecycle import ExitGuard, Status
 from trainvitals.integrations.nvml import Nvml
+from trainvitals.integrations.optimizer_check import OptimizerCheck
 from trainvitals.integrations.torch import memory_signals, norm_signals, parameter_norms
 from trainvitals.integrations.update_size import UpdateSize
 from trainvitals.integrations.watchdog import Watchdog
@@ -99,7 +101,7 @@ class VitalsCallback(TrainerCallback):
         self.at_close: list[Callable[[], None]] = []
         self.at_train_end: list[Callable[[TrainerState], None]] = []
         self.later = Later(notice)
-        self._update_size = UpdateSize()
+        self._update_size, self._optimizer, self._keeping = UpdateSize(), OptimizerCheck(), Housekeeping()
         self.seen = RewardRange()
         self.pending: dict[str, float] = {}  # signals of the open step
         self.latest: dict[str, float] = {}
@@ -154,12 +156,9 @@ class VitalsCallback(TrainerCallback):
             self.monitor.unknown_metrics = self._mapper.unknown
         self._step = self.closed = state.global_step
         self.later, self.pending, self._row, self._open = Later(notice), {}, None, False
-        self._once = {"run.logging_every": max(1.0, float(args.logging_steps))} if args.logging_steps >= 1 else {}
-        if hasattr(args, "max_completion_length") and args.max_completion_length:
-            self._once["completion.length_cap"] = float(args.max_completion_length)
-        bounds = clip_range(self.trainer) if hasattr(self.trainer, "epsilon_low") else None
-        if bounds is not None:
-            self._once["policy.clip_low"], self._once["policy.clip_high"] = bounds
+        self._once = {**known_at_start(args, self.trainer), **(room_at_start(model, args, sharded=sharded(args)) if run.rank == 0 else {})}
+        self._optimizer.begin(resumed=state.global_step > 0)
+        self._keeping.begin()
         self._boundary("train_begin")
         if state.global_step > 0:
             self._boundary("resume")
@@ -253,6 +252,7 @@ class VitalsCallback(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Close a step whose log row never came; start the clock."""
         self._flush()
+        self._keeping.update_begins()
         self._began = time.perf_counter()
         self.pre_clip_norm = None
 
@@ -265,14 +265,12 @@ class VitalsCallback(TrainerCallback):
             if not (isinstance(rate, torch.Tensor) and rate.is_cuda):
                 self.pending["optim.learning_rate"] = float(rate)
         model, shards = kwargs.get("model"), sharded(args)
-        self._gradients(model, float(args.max_grad_norm or 0.0), sharded=shards)
+        trainable = [p for p in model.parameters() if p.requires_grad] if model is not None and not shards else []
+        self._gradients(trainable, float(args.max_grad_norm or 0.0))
         if model is not None and not shards:
-            self.pending.update(self._update_size.before(model))
+            self.pending.update({**self._optimizer.before(model, trainable, optimizer), **self._update_size.before(model)})
 
-    def _gradients(self, model: torch.nn.Module | None, limit: float, *, sharded: bool) -> None:
-        trainable = [p for p in model.parameters() if p.requires_grad] if model is not None and not sharded else []
-        if trainable:
-            self.pending["optim.trainable_with_grad"] = sum(p.grad is not None for p in trainable) / len(trainable)
+    def _gradients(self, trainable: list[torch.nn.Parameter], limit: float) -> None:
         norm = self.pre_clip_norm
         if norm is not None:
             # Handed out by the trainer's own clipping: costs nothing and is the norm before clipping, over all ranks.
@@ -292,6 +290,7 @@ class VitalsCallback(TrainerCallback):
         """Collect the step; close it now, or at ``on_log`` when the trainer is about to log."""
         self._flush()
         self._update_size.after(self.later)
+        self.pending.update({**self._optimizer.after(kwargs.get("optimizer")), **self._keeping.update_ended(state.global_step)})
         self._step = state.global_step
         if self._began is not None:
             self.pending["time.step_seconds"] = time.perf_counter() - self._began
@@ -402,6 +401,7 @@ class VitalsCallback(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """An evaluation is over; its values came through ``on_log``."""
         self._flush()
+        self._once.update(self._keeping.spent("evaluating"))
         self._boundary("eval_end")
 
     @_guarded
@@ -415,6 +415,9 @@ class VitalsCallback(TrainerCallback):
             with open(f"{path}.tmp", "w", encoding="utf-8") as file:
                 json.dump(saved, file)
             os.replace(f"{path}.tmp", path)
+        self._once.update(self._keeping.spent("saving"))  # told with the next update
+        if os.path.isdir(folder) and state.is_world_process_zero:
+            self._once.update(room(folder, size_of(folder)))
         self._boundary("save_end")
 
     @contextmanager
@@ -429,6 +432,7 @@ class VitalsCallback(TrainerCallback):
         with self.guard.busy():
             if values:
                 self._publish(Frame(self._step, values, phase="eval", time=time.time(), closes=False))
+            self._once.update(self._keeping.spent("evaluating"))
             self._boundary("eval_end")
         self._began = None if self._began is None else time.perf_counter()
 
