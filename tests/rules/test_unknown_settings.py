@@ -15,6 +15,7 @@ FLAT = {"reward.group_zero_std_fraction": 0.9, "reward.all_high_fraction": 0.0}
 NEEDS = {
     "generation-bound": ("grpo", {"time.generation_seconds": 8.0, "time.step_seconds": 10.0}),
     "groups-too-small": ("grpo", FLAT),
+    "judge-is-policy": ("grpo", {"reward.mean": 0.5}),
     "kl-estimator-bias": ("grpo", {"reward.mean": 0.5}),
     "truncated-sampling-correction": ("grpo", {"reward.mean": 0.5}),
     "updates-too-small": ("sft", {"optim.update_ratio": 0.0, "optim.learning_rate": 1e-4}),
