@@ -52,15 +52,17 @@ def mixture_settings(model: Any, text: Any, trainer: Any) -> dict[str, Any]:
 
 
 def judge_settings(owner: object, model: Any) -> dict[str, Any]:
-    """``model_judge_is_policy``: true where a reward model is the policy itself or was loaded from where the policy came from.
+    """``model_judge_is_policy``: whether a reward model is the policy itself or was loaded from where the policy came from.
 
-    Its score head is new then, with random weights. Absent where that is not so, or not known (a model that was made in the process has no origin).
+    Its score head is new then, with random weights. Not told of trainers without rewards; a model that was made in the process has no origin.
     """
     functions = getattr(owner, "reward_funcs", None)
     found = [*(functions if isinstance(functions, list | tuple) else [functions]), getattr(owner, "reward_model", None)]
+    found = [one for one in found if one is not None]
+    if model is None or not found:
+        return {}
     home = _origin(model)
-    same = any(one is model or (home and _origin(one) == home) for one in found if one is not None and hasattr(one, "parameters"))
-    return {"model_judge_is_policy": True} if model is not None and same else {}
+    return {"model_judge_is_policy": any(one is model or bool(home) and _origin(one) == home for one in found if hasattr(one, "parameters"))}
 
 
 def _origin(model: Any) -> str:
