@@ -122,7 +122,7 @@ def judge_settings(owner: object, model: Any) -> dict[str, Any]:
     if model is None or not found:
         return {}
     home = _origin(model)
-    return {"model_judge_is_policy": any(one is model or bool(home) and _origin(one) == home for one in found if hasattr(one, "parameters"))}
+    return {"model_judge_is_policy": any(one is model or (bool(home) and _origin(one) == home) for one in found if hasattr(one, "parameters"))}
 
 
 def _origin(model: Any) -> str:
