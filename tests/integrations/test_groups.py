@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch", reason="beside the integrations, which need it")
 
-from trainvitals.integrations.groups import LEAST, PAIRS, SameText, centre_error, group_parts, mixed_fraction, prompt_key
+from trainvitals.integrations.groups import LEAST, PAIRS, SameText, centre_error, group_parts, mixed_fraction, prompt_key, text_keys
 
 
 def test_prompts_are_compared_by_what_they_say():
@@ -109,3 +109,10 @@ def test_old_batches_are_forgotten():
     assert values["reward.same_text_spread{component=judge}"] == 0
     kept = sum(len(batch.copies) for batch in same._batches["judge"])
     assert LEAST <= PAIRS <= kept < PAIRS + 32
+
+
+def test_texts_are_the_same_when_every_token_is():
+    long = list(range(100))
+    rows = [[1, 2], [1, 2], [1, 2], [1], long, [*long[:99], 5], long, long[:32]]
+    keys = text_keys(["a", "a", "b", "a", "a", "a", "a", "a"], rows)
+    assert [[keys.index(key) for key in keys][place] for place in range(8)] == [0, 0, 2, 3, 4, 5, 4, 7]

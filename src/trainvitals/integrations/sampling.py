@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from trainvitals.integrations.groups import SameText, centre_error, group_parts, mixed_fraction, prompt_key
+from trainvitals.integrations.groups import SameText, centre_error, group_parts, mixed_fraction, prompt_key, text_keys
 from trainvitals.integrations.grpo import (
     clip_range,
     component_labels,
@@ -222,8 +222,7 @@ class _Sampling:
             mixed = mixed_fraction(keys, parts)
             if mixed is not None:
                 values["reward.mixed_group_fraction"] = mixed
-            texts = [(key, *row) for key, row in zip(keys, whole, strict=True)]
-            values.update(self._same.signals(texts, parts, rewards[start : start + len(ids)], component_labels(names)))
+            values.update(self._same.signals(text_keys(keys, whole), parts, rewards[start : start + len(ids)], component_labels(names)))
             return values
 
         self._hooks.put([matrix, trainer.reward_weights], compute)
