@@ -171,3 +171,24 @@ def test_a_run_that_goes_on_without_the_moments_of_its_optimizer(lost: bool, tmp
     patient = observe(trainer)
     assert ("optimizer-not-restored" in patient.loud) == lost, patient.said
     assert patient.loud.get("optimizer-not-restored", 7) == 7
+
+
+# ---- rows without labels ----
+
+
+def test_single_rows_of_which_two_in_five_have_no_label(tmp_path, observe) -> None:
+    """Batches of one row are empty again and again by chance: that some rows have no label is said, that all of them have none is not."""
+    plain = build_supervised.MaskPadding(tiny.tokenizer())
+    calls = [0]
+
+    def collator(rows: list[dict[str, Any]]) -> Any:
+        batch = plain(rows)
+        calls[0] += 1
+        if calls[0] * 7919 % 100 < 40:
+            batch["labels"][:] = -100
+        return batch
+
+    settings = {**SHORT, "max_steps": 60, "per_device_train_batch_size": 1}
+    patient = observe(build_supervised.sft(str(tmp_path), collator=collator, **settings))
+    assert "labels-masked" not in patient.fired, patient.said
+    assert "rows-without-labels" in patient.loud
