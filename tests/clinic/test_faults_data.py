@@ -156,3 +156,24 @@ def test_prompts_that_are_trained_on_are_mentioned(kind: str, tmp_path, observe)
     assert patient.fired["prompt-learned"] == 3
     answers = {"assistant_only_loss": True} if kind == "dialogues" else {}
     assert "prompt-learned" not in observe(build_supervised.sft(str(tmp_path / "twin"), rows=rows, **SHORT, **answers)).fired
+
+
+# ---- rows without labels ----
+
+
+def test_single_rows_of_which_two_in_five_have_no_label(tmp_path, observe) -> None:
+    """Batches of one row are empty again and again by chance: that some rows have no label is said, that all of them have none is not."""
+    plain = build_supervised.MaskPadding(tiny.tokenizer())
+    calls = [0]
+
+    def collator(rows: list[dict[str, Any]]) -> Any:
+        batch = plain(rows)
+        calls[0] += 1
+        if calls[0] * 7919 % 100 < 40:
+            batch["labels"][:] = -100
+        return batch
+
+    settings = {**SHORT, "max_steps": 60, "per_device_train_batch_size": 1}
+    patient = observe(build_supervised.sft(str(tmp_path), collator=collator, **settings))
+    assert "labels-masked" not in patient.fired, patient.said
+    assert "rows-without-labels" in patient.loud
