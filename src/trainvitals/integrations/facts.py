@@ -133,7 +133,9 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if not getattr(args, "use_vllm", True):
         names -= {name for name in CATALOGUE if name.startswith("sampler.")}
     if str(getattr(getattr(args, "eval_strategy", "no"), "value", "no")) == "no":
-        names -= {name for name in CATALOGUE if name.startswith("eval.")}
+        names -= {"time.evaluating_fraction", *(name for name in CATALOGUE if name.startswith("eval."))}
+    if str(getattr(getattr(args, "save_strategy", "no"), "value", "no")) == "no":
+        names -= {"run.checkpoint_room", "time.saving_fraction"}
     queued = trainer == "async_grpo" or any(name.startswith("rollout.") for name in hooks)
     names |= _QUEUED if queued else frozenset()
     if not queued:

@@ -149,7 +149,8 @@ class VitalsCallback(TrainerCallback):
             model=model,
         )
         vars(control)[RUNNING] = self
-        run.emits = None if run.emits is None else run.emits | promised(self.trainer, control)
+        once = frozenset({"optim.state_restored_fraction"}) if state.global_step == 0 else frozenset()  # told of a resumed run alone
+        run.emits = None if run.emits is None else (run.emits | promised(self.trainer, control)) - once
         self._mapper = Mapper(None if run.trainer == "unknown" else run.trainer)
         self._start_monitor(run, args, state.global_step)
         if self.monitor is not None:
