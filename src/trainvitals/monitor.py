@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from trainvitals._version import __version__
 from trainvitals.bus import SignalBus
-from trainvitals.events import CATALOGUE, Applied, Boundary, BoundaryKind, Frame, Item, RunEnd, RunStart, SignalSpec
+from trainvitals.events import CATALOGUE, SignalSpec
 from trainvitals.findings import SEVERITIES, CoverageRecord, Finding, Record, RuleCoverage, RuleRef, RunEndRecord, Verdict
+from trainvitals.items import Applied, Boundary, BoundaryKind, Frame, Item, RunEnd, RunStart
 from trainvitals.sinks.console import ConsoleSink
 from trainvitals.sinks.encode import one_line, rfc3339, safe_scalars
 from trainvitals.sinks.jsonl import JsonlSink
