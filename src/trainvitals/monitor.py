@@ -133,7 +133,7 @@ class Monitor:
         self._guard("log", self._log, step, metrics, phase, clock.time() if time is None else time)
 
     def boundary(self, what: BoundaryKind, step: int, time: float | None = None, **detail: Any) -> None:
-        """Tell that signals may jump now: an evaluation, a checkpoint, a resumed run (`events.Boundary`)."""
+        """Tell that signals may jump now: an evaluation, a checkpoint, a resumed run (`items.Boundary`)."""
         self.publish(Boundary(step, what, clock.time() if time is None else time, detail))
 
     def applied(self, parameter: str, old: Any, new: Any, step: int | None = None, time: float | None = None) -> None:
