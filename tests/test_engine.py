@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainvitals.engine import Engine
-from trainvitals.events import Applied, Boundary, Frame, Item, RunEnd, RunStart, Tick, labelled
+from trainvitals.events import labelled
 from trainvitals.findings import RECORD, Finding, Verdict
+from trainvitals.items import Applied, Boundary, Frame, Item, RunEnd, RunStart, Tick
 from trainvitals.rule_state import Life
 from trainvitals.rulelang.loader import RuleSet, load_rules
 from trainvitals.speaker import Output

@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainvitals.events import (
-    CATALOGUE,
-    FAMILIES,
-    Frame,
-    OptimEvent,
-    PolicyEvent,
-    RewardEvent,
-    custom_signal,
-    labelled,
-    split_label,
-)
+from trainvitals.events import CATALOGUE, FAMILIES, OptimEvent, PolicyEvent, RewardEvent, custom_signal, labelled, split_label
+from trainvitals.items import Frame
 
 UNITS = {
     "fraction", "nats", "tokens", "seconds", "bytes", "reward", "score", "count", "norm", "loss", "ratio", "rate", "celsius",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trainvitals.engine import Engine
-from trainvitals.events import Frame, Item, RunStart
 from trainvitals.findings import Finding
+from trainvitals.items import Frame, Item, RunStart
 from trainvitals.rulelang.loader import RuleSet, load_rules
 from trainvitals.sinks.encode import encode_record
 

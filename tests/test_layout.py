@@ -93,7 +93,7 @@ def test_a_rule_explains_itself(path: Path) -> None:
 def test_modules_stay_small(path: Path) -> None:
     """Files under 450 lines, functions under 70, so that each can be read at one sitting."""
     text = path.read_text()
-    limit = 640 if path.name == "events.py" else 450  # the catalogue grows by a line per signal
+    limit = 560 if path.name == "events.py" else 450  # the catalogue grows by a line per signal
     assert len(text.splitlines()) < limit
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):

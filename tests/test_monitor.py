@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from trainvitals.cli import main
-from trainvitals.events import Applied, Boundary, Frame, RunEnd, RunStart, Tick, custom_signal
+from trainvitals.events import custom_signal
 from trainvitals.findings import RECORD
+from trainvitals.items import Applied, Boundary, Frame, RunEnd, RunStart, Tick
 from trainvitals.monitor import Monitor
 from trainvitals.rulelang.errors import RuleError
 from trainvitals.schemas import record_schema

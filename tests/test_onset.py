@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from trainvitals.engine import Engine
-from trainvitals.events import Frame, Item
 from trainvitals.findings import Finding, Verdict
+from trainvitals.items import Frame, Item
 from trainvitals.rulelang.loader import RuleSet, load_rules
 
 RULE = """

@@ -19,7 +19,7 @@ import pytest
 
 from trainvitals import Monitor, RunStart, __version__
 from trainvitals.cli import main
-from trainvitals.events import Boundary, Frame
+from trainvitals.items import Boundary, Frame
 from trainvitals.names import Mapper
 from trainvitals.rulelang.errors import RuleError
 

@@ -48,7 +48,7 @@ def page(rules: Mapping[str, str], notice: str) -> str:
         parts.append(f"## {title}\n\n| id | pathology | told by |\n| --- | --- | --- |")
         for one, entry in listed.items():
             if one.startswith(family):
-                told = ", ".join(f"[{rule}](rules/{rule}.md)" for rule in found[one]) or f"*no rule:* {entry['why_not']}"
+                told = ", ".join(f"[{rule}](rules/{rule}.md)" for rule in found[one]) or f"*no rule:* {entry.get('why_not', '')}"
                 parts.append(f"| {one} | {entry['name']} | {told} |")
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from trainvitals._version import __version__
 
 if TYPE_CHECKING:
-    from trainvitals.events import CATALOGUE, Applied, Boundary, Frame, RunEnd, RunStart, Tick, custom_signal
+    from trainvitals.events import CATALOGUE, custom_signal
     from trainvitals.findings import Finding, Verdict
     from trainvitals.integrations.heldout import HeldoutProbe
     from trainvitals.integrations.transformers import VitalsCallback
     from trainvitals.integrations.trl import attach
+    from trainvitals.items import Applied, Boundary, Frame, RunEnd, RunStart, Tick
     from trainvitals.monitor import Monitor
     from trainvitals.rulelang.loader import load_rules
 
@@ -47,15 +48,15 @@ __all__ = [
 
 _WHERE = {
     "CATALOGUE": "events",
-    "Applied": "events",
-    "Boundary": "events",
+    "Applied": "items",
+    "Boundary": "items",
     "Finding": "findings",
-    "Frame": "events",
+    "Frame": "items",
     "HeldoutProbe": "integrations.heldout",
     "Monitor": "monitor",
-    "RunEnd": "events",
-    "RunStart": "events",
-    "Tick": "events",
+    "RunEnd": "items",
+    "RunStart": "items",
+    "Tick": "items",
     "Verdict": "findings",
     "VitalsCallback": "integrations.transformers",
     "attach": "integrations.trl",

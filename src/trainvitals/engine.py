@@ -25,9 +25,10 @@ from typing import Any
 
 from trainvitals.coverage import blind, coverage, not_checked
 from trainvitals.diagnosis import VerdictMaker
-from trainvitals.events import CATALOGUE, Applied, Boundary, Frame, Item, RunStart, SignalSpec, Tick, split_label
+from trainvitals.events import CATALOGUE, SignalSpec, split_label
 from trainvitals.findings import CoverageRecord, Term, Verdict
 from trainvitals.followup import Followups
+from trainvitals.items import Applied, Boundary, Frame, Item, RunStart, Tick
 from trainvitals.reporting import Reporter
 from trainvitals.rulelang.compile import Binder, RunInfo
 from trainvitals.rulelang.loader import RuleSet

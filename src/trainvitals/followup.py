@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trainvitals.events import Applied
 from trainvitals.findings import Finding
+from trainvitals.items import Applied
 
 if TYPE_CHECKING:
     from trainvitals.reporting import Reporter

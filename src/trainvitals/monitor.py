@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from trainvitals._version import __version__
 from trainvitals.bus import SignalBus
-from trainvitals.events import CATALOGUE, Applied, Boundary, BoundaryKind, Frame, Item, RunEnd, RunStart, SignalSpec
+from trainvitals.events import CATALOGUE, SignalSpec
 from trainvitals.findings import SEVERITIES, CoverageRecord, Finding, Record, RuleCoverage, RuleRef, RunEndRecord, Verdict
+from trainvitals.items import Applied, Boundary, BoundaryKind, Frame, Item, RunEnd, RunStart
 from trainvitals.sinks.console import ConsoleSink
 from trainvitals.sinks.encode import one_line, rfc3339, safe_scalars
 from trainvitals.sinks.jsonl import JsonlSink
@@ -132,7 +133,7 @@ class Monitor:
         self._guard("log", self._log, step, metrics, phase, clock.time() if time is None else time)
 
     def boundary(self, what: BoundaryKind, step: int, time: float | None = None, **detail: Any) -> None:
-        """Tell that signals may jump now: an evaluation, a checkpoint, a resumed run (`events.Boundary`)."""
+        """Tell that signals may jump now: an evaluation, a checkpoint, a resumed run (`items.Boundary`)."""
         self.publish(Boundary(step, what, clock.time() if time is None else time, detail))
 
     def applied(self, parameter: str, old: Any, new: Any, step: int | None = None, time: float | None = None) -> None:

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainvitals.advice import Context, advise, mark_conflicts, number
-from trainvitals.events import RunStart, labelled, nonfinite_word
+from trainvitals.events import labelled
 from trainvitals.findings import Action, Finding, FindingState, NonFinite, Number, RuleRef, Severity
+from trainvitals.items import RunStart, nonfinite_word
 from trainvitals.onset import onset
 from trainvitals.rulelang.model import Rule
 from trainvitals.watch import Watch, clean_label, fingerprint

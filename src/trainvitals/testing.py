@@ -15,8 +15,9 @@ from typing import Any
 
 from trainvitals.advice import same
 from trainvitals.engine import Engine
-from trainvitals.events import CATALOGUE, Applied, Boundary, Frame, Item, RunEnd, RunStart, SignalSpec, Tick
+from trainvitals.events import CATALOGUE, SignalSpec
 from trainvitals.findings import CoverageRecord, Finding, Verdict
+from trainvitals.items import Applied, Boundary, Frame, Item, RunEnd, RunStart, Tick
 from trainvitals.rulelang.errors import Problem, RuleError
 from trainvitals.rulelang.loader import RuleSet, read_rule
 from trainvitals.rulelang.model import Rule, Status

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from trainvitals.events import CATALOGUE, BoundaryKind, SignalSpec, split_label
+from trainvitals.events import CATALOGUE, SignalSpec, split_label
 from trainvitals.findings import SEVERITIES, VerdictState
+from trainvitals.items import BoundaryKind
 from trainvitals.rulelang.errors import Problem, RuleError, nearest
 from trainvitals.rulelang.fields import Fields
 from trainvitals.rulelang.model import TRAINERS

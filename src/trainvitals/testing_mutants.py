@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from trainvitals.events import CATALOGUE, Item, SignalSpec
+from trainvitals.events import CATALOGUE, SignalSpec
+from trainvitals.items import Item
 from trainvitals.rulelang.errors import Problem, RuleError
 from trainvitals.rulelang.model import Rule
 from trainvitals.rulelang.mutate import Mutant, mutate

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from trainvitals.events import RunStart
+from trainvitals.items import RunStart
 from trainvitals.rule_state import Life
 from trainvitals.rulelang.compile import Binder, Bound, RunInfo
 from trainvitals.rulelang.expr import Expr

@@ -80,7 +80,7 @@ class Ours:
     """The whole way of a logged row in a run: name table, bus, engine with every stable rule."""
 
     def __init__(self) -> None:
-        from trainvitals import events
+        from trainvitals import events, items
         from trainvitals.bus import SignalBus
         from trainvitals.engine import Engine
         from trainvitals.names import Mapper
@@ -94,7 +94,7 @@ class Ours:
         config = {"num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-6, "beta": 0.01,
                   "epsilon": 0.2, "max_completion_length": 256, "temperature": 1.0, "num_iterations": 2, "max_grad_norm": 1.0}  # fmt: skip
         emits = frozenset(events.split_label(key)[0] for key in self.mapper.frame(grpo_rows(1)[0], step=0).values)
-        start = events.RunStart(
+        start = items.RunStart(
             "bench", trainer="grpo", framework="trl", config=config, total_steps=1_000_000, time=0.0, emits=emits
         )
         self.bus.publish(start)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,28 @@ def test_a_sampler_that_cannot_keep_up(run):
     said = line_of(patient, "rollout-starved")
     assert said.startswith("[TRL] WARNING: The trainer waits for rollouts ")
     assert "Generation is the bottleneck. Consider more inference capacity" in said
+
+
+def test_a_weight_transfer_that_takes_long(tmp_path, observe):
+    least = tmp_path / "least.yaml"
+    least.write_text("rules:\n  - {id: weight-sync-slow, params: {least: 0.1}, reason: a tiny model}\n")
+    told = {}
+    for seconds in (0.2, 0.0):
+        trainer = build_async.async_grpo(str(tmp_path / str(seconds)), **HEALTHY, max_steps=46)
+        owner = trainer.weight_transfer if hasattr(getattr(trainer, "weight_transfer", None), "send_weights") else trainer.rollout_worker
+        owner.send_weights = delayed(owner.send_weights, seconds)
+        told[seconds] = observe(trainer, overrides=[least])
+    assert 40 <= told[0.2].fired["weight-sync-slow"] <= 46, told[0.2].said
+    assert "weight-sync-slow" not in told[0.0].fired
+    assert told[0.2].loud == told[0.0].loud == {}
+
+
+def delayed(method: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds)
+        return method(*args, **kwargs)
+
+    return call
 
 
 def test_a_trainer_that_cannot_keep_up(run):

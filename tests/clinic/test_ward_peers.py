@@ -18,9 +18,10 @@ from tests.clinic.ward.peer_rows import DROPS_NAN, Row, Run, raw_names, read_run
 from tests.clinic.ward.score import Alarm, Judged
 from tests.clinic.ward.tally import Rate, Share
 
-from trainvitals.events import CATALOGUE, Boundary, Frame, RunEnd, RunStart, labelled, split_label
+from trainvitals.events import CATALOGUE, labelled, split_label
 from trainvitals.integrations import tiny
 from trainvitals.integrations.trl import attach
+from trainvitals.items import Boundary, Frame, RunEnd, RunStart
 from trainvitals.names import Mapper
 
 TRAINERS = ("grpo", "rloo", "sft", "dpo", "kto", "orpo", "cpo", "reward", "ppo", "online_dpo", "gkd", "distillation", "sdft", "sdpo", "async_grpo")

@@ -16,9 +16,9 @@ torch = pytest.importorskip("torch", reason="the integrations need the extra 'tr
 pytest.importorskip("trl", reason="the integrations need the extra 'trl'")
 torch.set_num_threads(1)
 
-from trainvitals.events import Boundary, Frame, RunStart  # noqa: E402
 from trainvitals.integrations import tiny  # noqa: E402
 from trainvitals.integrations.trl import attach  # noqa: E402
+from trainvitals.items import Boundary, Frame, RunStart  # noqa: E402
 
 
 class FakeMonitor:

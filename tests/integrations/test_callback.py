@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from trainvitals.events import Frame
 from trainvitals.integrations import tiny
 from trainvitals.integrations.transformers import STATE_FILE, VitalsCallback
 from trainvitals.integrations.trl import attach
+from trainvitals.items import Frame
 
 pytestmark = pytest.mark.trl
 

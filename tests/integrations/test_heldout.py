@@ -14,8 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from trainvitals import HeldoutProbe, VitalsCallback, attach
-from trainvitals.events import Frame
 from trainvitals.integrations import facts, heldout, tiny
+from trainvitals.items import Frame
 
 pytestmark = pytest.mark.trl
 

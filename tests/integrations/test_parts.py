@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from trainvitals.events import CATALOGUE, Tick
+from trainvitals.events import CATALOGUE
 from trainvitals.integrations import facts, later, nvml
 from trainvitals.integrations.lifecycle import ExitGuard, status_of
 from trainvitals.integrations.torch import _fractions, gradient_norm, gradient_signals, memory_signals
 from trainvitals.integrations.watchdog import Watchdog
+from trainvitals.items import Tick
 
 
 def wait_for(condition: Any, seconds: float = 5.0) -> bool:

@@ -86,9 +86,9 @@ def test_a_real_reward_model_under_grpo(tmp_path, monkeypatch):
     from transformers import AutoModelForSequenceClassification, PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from trainvitals.events import Frame
     from trainvitals.integrations import tiny
     from trainvitals.integrations.trl import attach
+    from trainvitals.items import Frame
     from trainvitals.monitor import Monitor
 
     monkeypatch.setattr(reward_range, "REFERENCE", 64)

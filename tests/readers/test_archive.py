@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainvitals.events import Frame, RunEnd, RunStart
+from trainvitals.items import Frame, RunEnd, RunStart
 from trainvitals.readers import InputError, logs_in, read, read_runs
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainvitals.events import Frame, RunEnd, RunStart
+from trainvitals.items import Frame, RunEnd, RunStart
 from trainvitals.readers import read
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "real_runs"

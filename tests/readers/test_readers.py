@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainvitals.events import Applied, Boundary, Frame, Item, RunEnd, RunStart, Tick
 from trainvitals.findings import RunEndRecord
+from trainvitals.items import Applied, Boundary, Frame, Item, RunEnd, RunStart, Tick
 from trainvitals.readers import FORMATS, InputError, read
 from trainvitals.readers.source import decode
 from trainvitals.sinks.encode import rfc3339

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from trainvitals.events import CATALOGUE, Frame, labelled
+from trainvitals.events import CATALOGUE, labelled
+from trainvitals.items import Frame
 from trainvitals.rulelang.check import check
 from trainvitals.rulelang.compile import Binder, Bound, RunInfo
 from trainvitals.rulelang.errors import RuleError, Where

@@ -11,8 +11,8 @@ import pytest
 
 from trainvitals._resources import rules_folder
 from trainvitals.engine import Engine
-from trainvitals.events import Frame, RunStart
 from trainvitals.findings import RECORD, Confidence, Finding
+from trainvitals.items import Frame, RunStart
 from trainvitals.rulelang import confidence, loader
 from trainvitals.rulelang.loader import load_rules
 from trainvitals.sinks.console import ConsoleSink

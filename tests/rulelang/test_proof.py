@@ -8,7 +8,8 @@ import random
 import pytest
 
 from trainvitals.engine import Engine
-from trainvitals.events import CATALOGUE, Frame, RunStart
+from trainvitals.events import CATALOGUE
+from trainvitals.items import Frame, RunStart
 from trainvitals.rulelang.compile import Binder, Bound, RunInfo
 from trainvitals.rulelang.errors import Where
 from trainvitals.rulelang.expr import parse

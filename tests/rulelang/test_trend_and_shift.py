@@ -12,7 +12,8 @@ import pytest
 from trainvitals.detectors.gain import Gain
 from trainvitals.detectors.shift import Shift
 from trainvitals.detectors.trend import mann_kendall, theil_sen
-from trainvitals.events import CATALOGUE, Frame
+from trainvitals.events import CATALOGUE
+from trainvitals.items import Frame
 from trainvitals.rulelang.check import check
 from trainvitals.rulelang.compile import Binder, Bound, RunInfo
 from trainvitals.rulelang.errors import RuleError, Where

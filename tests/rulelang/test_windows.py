@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainvitals.events import CATALOGUE, Frame
+from trainvitals.events import CATALOGUE
+from trainvitals.items import Frame
 from trainvitals.rulelang.windows import Store
 from trainvitals.rulelang.windows_long import median_deviation
 from trainvitals.rulelang.windows_series import BAND, Clock, Series

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainvitals.events import Frame, Item, RunStart
+from trainvitals.items import Frame, Item, RunStart
 from trainvitals.rulelang.loader import load_rules
 from trainvitals.testing import capture
 

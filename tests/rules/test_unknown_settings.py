@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainvitals.engine import Engine
-from trainvitals.events import Frame, RunStart
+from trainvitals.items import Frame, RunStart
 from trainvitals.rulelang.loader import load_rules
 
 RULES = load_rules(enable=["experimental"])

@@ -26,8 +26,9 @@ torch.set_num_threads(1)
 
 import transformers  # noqa: E402
 
-from trainvitals.events import Frame, RunStart, split_label  # noqa: E402
+from trainvitals.events import split_label  # noqa: E402
 from trainvitals.integrations.trl import attach  # noqa: E402
+from trainvitals.items import Frame, RunStart  # noqa: E402
 from trainvitals.monitor import Monitor  # noqa: E402
 
 SEEN = Path(__file__).parent / "seen"

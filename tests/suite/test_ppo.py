@@ -12,8 +12,8 @@ pytest.importorskip("trl.experimental.ppo", reason="this TRL has no PPO: it is i
 
 import build_sampling
 
-from trainvitals.events import Boundary
 from trainvitals.integrations.ppo import explained_variance, rollout_signals
+from trainvitals.items import Boundary
 
 SETTINGS = {"updates": 3, "per_device_train_batch_size": 8, "num_ppo_epochs": 2, "lr_scheduler_type": "constant"}
 

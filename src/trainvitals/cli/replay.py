@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from trainvitals.events import Boundary, Frame, Item, RunEnd, RunStart
 from trainvitals.findings import Record
+from trainvitals.items import Boundary, Frame, Item, RunEnd, RunStart
 
 if TYPE_CHECKING:
     from trainvitals.findings import CoverageRecord, Finding, Verdict

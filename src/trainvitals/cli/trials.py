@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainvitals.cli import UserError, nearest
-from trainvitals.events import Frame, Item, RunStart
+from trainvitals.items import Frame, Item, RunStart
 
 if TYPE_CHECKING:
     import argparse

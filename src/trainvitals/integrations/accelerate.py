@@ -20,7 +20,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker
 
-from trainvitals.events import RunStart
+from trainvitals.items import RunStart
 from trainvitals.monitor import Monitor
 
 

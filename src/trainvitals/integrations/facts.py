@@ -7,12 +7,13 @@ import os
 import re
 from typing import Any
 
-from trainvitals.events import CATALOGUE, RunStart
+from trainvitals.events import CATALOGUE
 from trainvitals.integrations import distillation, ppo, sampling
 from trainvitals.integrations.families import FAMILIES
 from trainvitals.integrations.grpo import clip_range
 from trainvitals.integrations.housekeeping import LINUX
 from trainvitals.integrations.model_facts import judge_settings, model_settings
+from trainvitals.items import RunStart
 
 _KINDS = {
     "grpo": "grpo", "rloo": "rloo", "ppo": "ppo", "asyncgrpo": "async_grpo", "onlinedpo": "online_dpo", "sft": "sft", "axolotl": "sft",

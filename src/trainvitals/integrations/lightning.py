@@ -22,11 +22,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from trainvitals.events import Boundary, BoundaryKind, Frame, RunStart
 from trainvitals.integrations.later import Later
 from trainvitals.integrations.lifecycle import ExitGuard, Status, cause_of, status_of
 from trainvitals.integrations.torch import memory_signals, parameter_norms
 from trainvitals.integrations.watchdog import Watchdog
+from trainvitals.items import Boundary, BoundaryKind, Frame, RunStart
 from trainvitals.monitor import Monitor
 from trainvitals.names import Mapper
 from trainvitals.sinks.console import write_line

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from trainvitals.events import Frame, Tick
 from trainvitals.integrations.rank_exchange import ENDED, FAILED, OFF, Exchange, Row, step_signals
+from trainvitals.items import Frame, Tick
 
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainvitals.events import Boundary, BoundaryKind, Frame, RunStart
 from trainvitals.integrations.facts import RUNNING, known_at_start, promised, run_start, sharded
 from trainvitals.integrations.grpo import RewardRange
 from trainvitals.integrations.housekeeping import Housekeeping, room, room_at_start, size_of
@@ -39,6 +38,7 @@ from trainvitals.integrations.optimizer_check import OptimizerCheck
 from trainvitals.integrations.torch import memory_signals, norm_signals, parameter_norms
 from trainvitals.integrations.update_size import UpdateSize
 from trainvitals.integrations.watchdog import Watchdog
+from trainvitals.items import Boundary, BoundaryKind, Frame, RunStart
 
 if TYPE_CHECKING:
     from trainvitals.monitor import Monitor

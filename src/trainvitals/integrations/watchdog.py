@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from trainvitals.events import Tick
+from trainvitals.items import Tick
 
 
 class Watchdog:

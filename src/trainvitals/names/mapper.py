@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal
 
-from trainvitals.events import CATALOGUE, Frame, labelled, split_label
+from trainvitals.events import CATALOGUE, labelled, split_label
+from trainvitals.items import Frame
 from trainvitals.names import other, transformers, trl, verl
 from trainvitals.names.detect import detect
 from trainvitals.names.entry import Entry

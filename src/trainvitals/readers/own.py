@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from trainvitals.events import Applied, Boundary, BoundaryKind, Frame, Item, RunEnd, RunStart, Tick
+from trainvitals.items import Applied, Boundary, BoundaryKind, Frame, Item, RunEnd, RunStart, Tick
 from trainvitals.names import Mapper
 from trainvitals.readers.metrics_jsonl import decode_object, run_id
 from trainvitals.readers.rows import Recording, as_step, as_time

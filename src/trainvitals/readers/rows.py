@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from trainvitals.events import Boundary, Frame, Item, RunEnd, RunStart, split_label
+from trainvitals.events import split_label
+from trainvitals.items import Boundary, Frame, Item, RunEnd, RunStart
 from trainvitals.names import (
     BOOKKEEPING,
     STEP_KEYS,

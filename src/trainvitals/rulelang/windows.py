@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trainvitals.events import Frame, SignalSpec, split_label
+from trainvitals.events import SignalSpec, split_label
+from trainvitals.items import Frame
 from trainvitals.rulelang.windows_derived import Derived, Elementwise, Frozen, Gained, GainEnd, Shifted
 from trainvitals.rulelang.windows_long import Extreme, Ordered, Slope, Sums
 from trainvitals.rulelang.windows_series import BAND, KEEP, STALE_AFTER, Axis, Clock, Series

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainvitals.events import nonfinite_word
+from trainvitals.items import nonfinite_word
 
 if TYPE_CHECKING:
     from trainvitals.findings import Record

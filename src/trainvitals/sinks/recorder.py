@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from trainvitals.events import Applied, Boundary, Frame, RunStart, Tick
 from trainvitals.findings import SCHEMA, ActionRecord, Finding, Record, RunEndRecord, RunStartRecord
+from trainvitals.items import Applied, Boundary, Frame, RunStart, Tick
 from trainvitals.sinks.encode import dumps, encode_record, is_secret, plain, rfc3339, safe_scalars
 
 Write = Callable[..., None]

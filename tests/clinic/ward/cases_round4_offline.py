@@ -225,10 +225,10 @@ CASES: tuple[Case, ...] = (
     _sft("forgets", "A model that knows one domain learns another, without a row of the first (SF-09).", partial(second_subject, replay=0.0), 120, ["overfitting", "no-rule:forgetting"],
          ("over-optimization", "ood-drift"), ("over_optimizing", "drifting"), twin="sft-replay-twin"),
     _case("reward", "resumed-anew", f"After update {RESUME} the run is resumed with its weights alone: optimizer, schedule and data begin anew (NU-13).", resumed_anew, 120,
-          ["learning-rate-jump", "no-rule:resumed-without-its-state"], ("config", "numerics"), ("drifting", *LEARNS), onset=RESUME, twin="reward-linear-twin"),
+          ["resumed-without-optimizer", "learning-rate-jump"], ("config", "numerics"), ("drifting", *LEARNS), onset=RESUME, twin="reward-linear-twin"),
     _dpo("adapters-outgrow", "The learning rate of the adapters is 0.1, over three hundred times too high (LO-09).", partial(dpo_adapters, learning_rate=0.1), 100, ["adapter-learning-rate-high", "adapter-outgrows-base", "step-size-too-large"],
          ("config", "ood-drift", "numerics"), ("diverged", "drifting", "over_optimizing", "stalled"), twin="dpo-lora-twin", cure={"learning_rate": 3e-4}, goal="preference.logp_chosen"),
-    _case("kto", "blocks", "Examples come in blocks of 25 batches with one label (SF-11).", blocks, 100, ["kto-one-class", "no-rule:sorted-data"], ("data", "ood-drift"),
+    _case("kto", "blocks", "Examples come in blocks of 25 batches with one label (SF-11).", blocks, 100, ["data-sorted", "kto-one-class"], ("data", "ood-drift"),
           ("drifting", "over_optimizing", "collapsed", *LEARNS)),
     _case("orpo", "norm-scaled", "The last norm came out eight times as large (SF-08).", norm_scaled, 100, ["loss-starts-high", "no-rule:checkpoint-converted-wrongly"], ("data", "numerics"), LEARNS, goal="-preference.nll"),
 )  # fmt: skip

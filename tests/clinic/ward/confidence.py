@@ -25,7 +25,7 @@ from tests.clinic.ward.score import split_of
 from trainvitals._resources import rules_folder
 from trainvitals.cli.intervals import wilson
 from trainvitals.cli.trials import Label, Outcome, Progress, Score, Trial, digest_of, judge, tally
-from trainvitals.events import RunStart
+from trainvitals.items import RunStart
 from trainvitals.readers import read_runs
 from trainvitals.rulelang import confidence
 from trainvitals.rulelang.loader import RuleSet, load_rules

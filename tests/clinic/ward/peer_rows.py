@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from tests.clinic.ward.record import FOLDER, load, run_id
 
-from trainvitals.events import Boundary, Frame, Item, RunEnd, RunStart, split_label
+from trainvitals.events import split_label
+from trainvitals.items import Boundary, Frame, Item, RunEnd, RunStart
 from trainvitals.names import Mapper
 from trainvitals.names.transformers import TABLE as BASE
 from trainvitals.names.trl import PAIRS, TABLE

@@ -33,8 +33,8 @@ from tests.clinic.ward.record import FOLDER
 from tests.clinic.ward.score import set_aside
 
 from trainvitals.engine import Engine
-from trainvitals.events import RunStart
 from trainvitals.findings import Category
+from trainvitals.items import RunStart
 from trainvitals.names import Mapper
 from trainvitals.rulelang.loader import RuleSet, load_rules
 

@@ -13,8 +13,8 @@ from tests.clinic.ward.onset import Series, Twins, series, visible
 from tests.clinic.ward.record import FOLDER, Records, first_recorded, load, run_id
 
 from trainvitals.engine import Engine
-from trainvitals.events import Item
 from trainvitals.findings import Finding
+from trainvitals.items import Item
 from trainvitals.names import Mapper
 from trainvitals.readers import own
 from trainvitals.rulelang.loader import RuleSet, load_rules
