@@ -193,7 +193,7 @@ CASES: tuple[Case, ...] = (
     Case("grpo-two-passes", "grpo", "Healthy: two updates on a batch, clip-higher, a tie to the reference, held-out checks.", two_passes, 120, goal="eval.score", seeds=SEEDS),
     _grpo(
         "kl-paid", "Beta is -0.5: the policy is paid for leaving its reference (TR-05).", partial(changed, base=slow, fault={"beta": -0.5}), 150,
-        ["kl-runaway", "policy-breakdown", "no-rule:kl-penalty-with-the-wrong-sign"], ("ood-drift", "config"), ("drifting", "diverged", "collapsed"), twin="grpo-slow-twin", cure={"beta": 0.0},
+        ["kl-paid", "kl-runaway", "policy-breakdown"], ("ood-drift", "config"), ("drifting", "diverged", "collapsed"), twin="grpo-slow-twin", cure={"beta": 0.0},
     ),
     _grpo(
         "other-script", "The policy drifts into a second script that the verifier takes as well; the first is checked on held-out prompts (EN-07).", other_script, 100,
@@ -205,7 +205,7 @@ CASES: tuple[Case, ...] = (
     ),
     _grpo(
         "entropy-penalty", "The entropy coefficient is -0.6: the policy is paid for being certain (EN-01).", partial(changed, base=slow, fault={"entropy_coef": -0.6}), 150,
-        ["entropy-collapse", "mode-collapse", "no-rule:entropy-bonus-with-the-wrong-sign"], ("collapse", "config"), ("collapsed", "stalled", "drifting"), twin="grpo-slow-twin", goal="policy.entropy", cure={"entropy_coef": 0.0},
+        ["entropy-punished", "entropy-collapse", "mode-collapse"], ("collapse", "config"), ("collapsed", "stalled", "drifting"), twin="grpo-slow-twin", goal="policy.entropy", cure={"entropy_coef": 0.0},
     ),
     _grpo(
         "model-extrapolates", "A reward model of short answers adds up what each letter is worth; the task is checked on held-out prompts (OO-09).", extrapolates, 100,
