@@ -140,6 +140,14 @@ def test_samples_that_are_as_they_are_meant_to_be(tmp_path, observe, settings):
     assert "samples-from-another-policy" not in patient.fired
 
 
+@pytest.mark.parametrize(("setting", "rule"), [("beta", "kl-paid"), ("entropy_coef", "entropy-punished")])
+def test_a_sign_that_was_lost(tmp_path, observe, setting, rule):
+    patient = observe(tiny.grpo(str(tmp_path / "fault"), max_steps=4, **{**HEALTHY, setting: -0.02}))
+    assert patient.loud == {rule: 1}
+    twin = observe(tiny.grpo(str(tmp_path / "twin"), max_steps=4, **{**HEALTHY, setting: 0.02}))
+    assert twin.loud == {}
+
+
 def test_a_sampler_that_turns_greedy(tmp_path, observe):
     """The policy and its entropy stay as they were; only the samples become copies."""
 
