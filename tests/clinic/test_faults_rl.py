@@ -140,12 +140,25 @@ def test_samples_that_are_as_they_are_meant_to_be(tmp_path, observe, settings):
     assert "samples-from-another-policy" not in patient.fired
 
 
-@pytest.mark.parametrize(("setting", "rule"), [("beta", "kl-paid"), ("entropy_coef", "entropy-punished")])
-def test_a_sign_that_was_lost(tmp_path, observe, setting, rule):
-    patient = observe(tiny.grpo(str(tmp_path / "fault"), max_steps=4, **{**HEALTHY, setting: -0.02}))
-    assert patient.loud == {rule: 1}
-    twin = observe(tiny.grpo(str(tmp_path / "twin"), max_steps=4, **{**HEALTHY, setting: 0.02}))
-    assert twin.loud == {}
+def test_an_entropy_bonus_that_lost_its_sign(tmp_path, observe):
+    short = {**HEALTHY, "max_steps": 4, "warmup_steps": 0}
+    assert observe(tiny.grpo(str(tmp_path / "fault"), **{**short, "entropy_coef": -0.02})).loud == {"entropy-punished": 1}
+    assert observe(tiny.grpo(str(tmp_path / "twin"), **{**short, "entropy_coef": 0.02})).loud == {}
+
+
+def test_a_kl_penalty_that_lost_its_sign(tmp_path, observe):
+    """TRL loads the reference from where the policy came from, so that the policy is saved first."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    vocabulary = tiny.tokenizer()
+    tiny.policy(vocabulary).save_pretrained(str(tmp_path / "policy"))
+
+    def grpo(beta: float) -> Any:
+        args = GRPOConfig(**tiny.arguments(str(tmp_path / f"run{beta}"), **{**HEALTHY, "max_steps": 4, "warmup_steps": 0, "beta": beta}))
+        return GRPOTrainer(str(tmp_path / "policy"), tiny.vowels, args, train_dataset=tiny.prompts(), processing_class=vocabulary)
+
+    assert observe(grpo(-0.04)).loud == {"kl-paid": 1}
+    assert observe(grpo(0.04)).loud == {}
 
 
 def test_a_sampler_that_turns_greedy(tmp_path, observe):
