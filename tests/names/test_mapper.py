@@ -58,7 +58,7 @@ def test_a_number_per_token_never_feeds_a_signal_per_sequence() -> None:
 
 @pytest.mark.parametrize(
     ("signal", "unit"),
-    [(name, spec.unit) for name, spec in CATALOGUE.items() if (spec.unit == "nats" and not name.endswith(".drift")) or name.endswith(("length_mean", "length_min", "length_max"))],
+    [(name, spec.unit) for name, spec in CATALOGUE.items() if (spec.unit == "nats" and not name.endswith("drift")) or name.endswith(("length_mean", "length_min", "length_max"))],
 )
 def test_kls_log_probs_and_lengths_say_per_what(signal: str, unit: str) -> None:
     # A `drift` compares two whole distributions: neither of a token nor of a sequence.
