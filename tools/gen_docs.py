@@ -1,5 +1,5 @@
 """Write the generated pages: docs/rules/<id>.md, docs/rules/index.md, docs/signals.md, docs/cli.md,
-docs/rule-functions.md, docs/matrix.md, docs/pathologies.md.
+docs/rule-functions.md, docs/matrix.md, docs/pathologies.md, and in docs/trainers/*.md the part between two marks.
 
 ``--check`` writes nothing and fails when a page is stale, missing or left over. The rule pages come from the rule files alone,
 the signal page from the catalogue and the name tables, the command page from the parser: nothing is written twice by hand.
@@ -76,6 +76,7 @@ def pages() -> dict[Path, str]:
     out[DOCS / "signals.md"] = signal_page(rules)
     out[DOCS / "cli.md"] = cli_page()
     out[DOCS / "rule-functions.md"] = function_page()
+    out.update({path: with_rules(path, [rule for status, rule in rules if status == "stable"]) for path in sorted((DOCS / "trainers").glob("*.md"))})
     out[DOCS / "pathologies.md"] = pathologies.page({path.stem: path.read_text() for path in rule_files("stable")}, NOTICE)
     out[DOCS / "matrix.md"] = matrix.page(ROOT / "tests" / "suite" / "seen", NOTICE)
     return out
@@ -90,6 +91,36 @@ def load(path: Path) -> dict[str, Any]:
     """One rule file as plain data."""
     data: dict[str, Any] = yaml.safe_load(path.read_text())
     return data
+
+
+BEGIN, END = "<!-- Generated from here on by tools/gen_docs.py. -->", "<!-- Written by hand again. -->"
+KIND = {"async_distillation": "distillation", "gold": "gkd"}
+"""What rules call a trainer, where its page has another name (integrations/facts.py)."""
+
+
+def with_rules(path: Path, rules: Iterable[dict[str, Any]]) -> str:
+    """The page of a trainer with the list of all rules that name it, by category.
+
+    Raises:
+        ValueError: If the page lacks one of the two marks.
+    """
+    before, mark, rest = path.read_text().partition(BEGIN)
+    _, other, after = rest.partition(END)
+    if not mark or not other:
+        msg = f"{path}: wants the lines {BEGIN!r} and {END!r} at the end of the section on rules"
+        raise ValueError(msg)
+    kind = KIND.get(path.stem, path.stem)
+    own: dict[str, list[str]] = {}
+    everywhere = 0
+    for rule in rules:
+        trainers = rule.get("applies_to", {}).get("trainers", "any")
+        if trainers == "any":
+            everywhere += 1
+        elif kind in trainers:
+            own.setdefault(rule["category"], []).append(f"[{rule['id']}](../rules/{rule['id']}.md)")
+    lines = [f"* {category}: {', '.join(sorted(links))}" for category, links in sorted(own.items())]
+    head = f"All {sum(map(len, own.values()))} rules that name `{kind}`; {everywhere} more watch [every training](../rules/index.md)."
+    return f"{before}{BEGIN}\n\n{head}\n\n" + "\n".join(lines) + f"\n\n{END}{after}"
 
 
 # ---- rules ------------------------------------------------------------------------------------------------------------
