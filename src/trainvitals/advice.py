@@ -84,6 +84,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "lam": _float(0.0, 1.0),
     "num_ppo_epochs": _int(1, 64),
     "entropy_coef": _float(0.0, 1.0, "log", objective=True),
+    "use_adaptive_entropy": Parameter("bool", changes_objective=True),
     "loss_type": Parameter("string", changes_objective=True),
     "scale_rewards": Parameter("string", changes_objective=True),
     "whiten_rewards": Parameter("bool", changes_objective=True),

@@ -49,6 +49,11 @@ CURE_MISSED: dict[str, str] = {
     "distillation-cap-short": "In seed 5 one answer of 80 is still cut at the end; in the healthy twins none is.",
     "kto-imbalance": "Resumed from update 30 even the right weight does not bring back the likelihood of the chosen answers. It was judged by the loss before, which holds the weights.",
     "grpo-entropy-bonus": "In seed 5 cut answers are told before the bonus that makes them: the first suggestion is more room for noise.",
+    "grpo-entropy-target": "Until the fork of seed 5 the advice was in words only; switching the controller off is suggested since.",
+    "kto-batch-of-two": "Batches of four are what TRL's guide asks for; at the end of a run as long as the sick one neither they nor batches of eight, the right change, are as far as the twins.",
+    "kto-hardly-desirable": "One example in twenty is desirable; the right weight does not bring back the likelihood of the chosen answers within a run either.",
+    "kto-weights-inverted": "What was unlearned does not come back within a run, with the right weights either.",
+    "sft-answers-cut": "The goal is reached by all arms, by carrying on as well: answers that are cut are missed only where they are long.",
     "sft-rate-zero": "Which rate a model needs cannot be told from a run without any step; a default of TRL cures no better than chance here.",
     "sft-rate-100x": "In seed 0 a rate of 0.7 of the right one is behind the twins at the end; it is still falling.",
 }
