@@ -16,7 +16,7 @@ import build_supervised
 
 from trainvitals.integrations import tiny
 
-pytestmark = pytest.mark.trl
+pytestmark = [pytest.mark.slow, pytest.mark.trl]
 
 SHORT = {"learning_rate": 1e-4, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5, "max_steps": 6}
 

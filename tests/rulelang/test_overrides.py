@@ -62,6 +62,17 @@ def test_a_later_file_wins_and_the_digest_changes(tmp_path: Path) -> None:
     assert load(tmp_path).digest == plain.digest
 
 
+def test_one_load_leaves_no_trace_in_the_next(tmp_path: Path) -> None:
+    """Files are parsed once in a process: what an override changes is a copy, and a file that was written anew is read anew."""
+    plain = load(tmp_path)
+    tuned = load(tmp_path, "rules:\n  - {id: my-rule, params: {low: 0.2}, severity: error, unless: {late: run.step > 900}, reason: r}\n")
+    again = load(tmp_path)
+    assert plain.digest == again.digest != tuned.digest
+    assert (again.by_id["my-rule"].severity, again.by_id["my-rule"].param_values, list(again.by_id["my-rule"].unless)) == ("warning", {"low": 0.1}, ["early"])
+    (tmp_path / "my-rule.yaml").write_text(RULE.replace("default: 0.1", "default: 0.3"))
+    assert load_rules([tmp_path / "my-rule.yaml"]).by_id["my-rule"].param_values == {"low": 0.3}
+
+
 def test_disabled_rules_are_listed_and_not_in_force(tmp_path: Path) -> None:
     rules = load(tmp_path, "rules:\n  - {id: my-rule, disable: true, reason: known}\n")
     assert len(rules) == 0

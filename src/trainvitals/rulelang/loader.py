@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from trainvitals._resources import rules_folder
@@ -62,7 +63,7 @@ def load_rules(
     Raises:
         RuleError: With every problem of every file.
     """
-    signals = {**CATALOGUE, **{spec.name: spec for spec in custom}}
+    signals = {**CATALOGUE, **{spec.name: spec for spec in custom}} if custom else CATALOGUE
     problems: list[Problem] = []
     built, refused = [], set[str]()
     for path, status, source in _builtin_files() if paths is None else _user_files(paths, problems):
@@ -99,7 +100,17 @@ def read_rule(
     data = _read(path)
     if isinstance(data, Problem):
         return None, [data]
+    if signals is CATALOGUE:
+        one, problems = _parsed(data, str(path), path.stem, status, source)
+        return one, list(problems)
     return parse_rule(data, str(path), stem=path.stem, status=status, source=source, signals=signals)
+
+
+@lru_cache(maxsize=512)
+def _parsed(data: bytes, path: str, stem: str, status: Status, source: str) -> tuple[Built | None, tuple[Problem, ...]]:
+    """A rule file as it was read before by this process: every monitor, attach and replay loads the same rules, and nothing changes a parsed one."""
+    one, problems = parse_rule(data, path, stem=stem, status=status, source=source)
+    return one, tuple(problems)
 
 
 def parse_rule(
