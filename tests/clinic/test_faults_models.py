@@ -59,7 +59,8 @@ def test_an_optimizer_that_was_built_before_the_adapter(tmp_path, observe):
     others = [torch.nn.Parameter(p.detach().clone()) for p in trainer.model.parameters() if p.requires_grad]
     trainer.optimizer = torch.optim.AdamW(others, lr=settings["learning_rate"])
     patient = observe(trainer)
-    assert patient.loud == {"adapter-not-learning": 10}
+    assert patient.loud == {"parameters-left-out": 1, "adapter-not-learning": 10}  # the cause, then how bad it is
+    assert "Now an error, after parameters-left-out: " in line_about(patient, "adapter-not-learning")
     assert "100% of the trainable parameters receive a gradient" in line_about(patient, "adapter-not-learning")
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert losses == pytest.approx([0.6931] * len(losses), abs=1e-3)  # as in huggingface/trl#1311

@@ -189,9 +189,11 @@ def test_other_prompts_in_the_middle_of_the_run(tmp_path, observe):
     trainer = tiny.grpo(str(tmp_path), max_steps=112, **HEALTHY)
     trainer.train_dataset = Prompts(70 * 32)
     patient = observe(trainer)
-    assert patient.loud.keys() == {"prompt-drift"}
-    assert 70 < patient.loud["prompt-drift"] <= 112
-    assert "the data has changed under the run" in said(patient, "prompt-drift")
+    # The first prompts all begin alike and these do not: told at once. What prompt-drift sees later, in everything that is asked, is behind it.
+    assert patient.loud.keys() == {"prompt-frame-changed"}
+    assert 70 < patient.loud["prompt-frame-changed"] <= 76
+    assert "the kind of prompt has changed under the run" in said(patient, "prompt-frame-changed")
+    assert any(record.rule.id == "prompt-drift" and record.state == "suppressed" for record in patient.monitor.findings)
 
 
 def test_completions_that_change_without_a_gain(tmp_path, observe):

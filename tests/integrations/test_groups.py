@@ -100,6 +100,21 @@ def test_nothing_is_told_of_a_few_copies_or_of_a_constant():
     assert told(lambda texts, random: [np.nan] * len(texts)) == {}
 
 
+def test_a_judge_with_noise_is_not_accused_when_all_answers_have_become_good():
+    """The answers differ in truth at first; at the end nothing but the noise of the judge tells them apart."""
+    random, same = np.random.default_rng(0), SameText()
+    spreads = []
+    for batch in range(140):
+        kinds = 20 if batch < 70 else 3
+        texts = random.integers(0, kinds, 32)
+        scores = texts / 20 + random.normal(0, 0.05, 32)
+        told = same.signals([("ask", int(text)) for text in texts], group_parts(32, 8, 0), scores[:, None], ["judge"])
+        spreads.append(told.get("reward.same_text_spread{component=judge}"))
+    assert max(spread for spread in spreads if spread is not None) < 0.2
+    assert spreads[60] is not None
+    assert spreads[-1] is None
+
+
 def test_old_batches_are_forgotten():
     random, same = np.random.default_rng(0), SameText()
     for batch in range(140):

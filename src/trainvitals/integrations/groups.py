@@ -28,6 +28,9 @@ _ALIKE = 8
 """Copies with one and the same score other than 0 that must have been seen: without a failure the scorer goes by the text."""
 _HEAD = 32  # tokens by which most long completions differ: 256 of 2,048 tokens take 0.5 ms instead of 15
 
+_STILL = 0.5
+"""Of the widest mean square difference of different answers in the run: below, the answers hardly differ any more, and what is left of a good judge's scores is its noise."""
+
 Floats = NDArray[np.float64]
 
 
@@ -119,6 +122,8 @@ class SameText:
 
     def __init__(self) -> None:
         self._batches: dict[str, deque[_Batch]] = {}
+        self._neighbours: dict[str, Floats] = {}  # newest differences of neighbours in all groups
+        self._widest: dict[str, float] = {}
 
     def signals(
         self, texts: Sequence[Hashable], parts: Sequence[slice], scores: Floats, labels: Sequence[str]
@@ -139,9 +144,19 @@ class SameText:
                 batches.append(_batch(scores[:, column], copies, others))
             while len(batches) > 1 and sum(len(batch.copies) for batch in batches) - len(batches[0].copies) >= PAIRS:
                 batches.popleft()
-            told = _told(batches)
+            usual = _mean_square(np.concatenate([batch.others for batch in batches])) if batches else None
+            widest = self._learn(label, scores[:, column], parts)
+            told = _told(batches, usual) if usual is not None and usual >= _STILL * widest else {}
             values.update({labelled(f"reward.same_text_{name}", "component", label): value for name, value in told.items()})
         return values
+
+    def _learn(self, label: str, scores: Floats, parts: Sequence[slice]) -> float:
+        """The widest mean square difference of neighbours so far: the policy has few copies while its answers still differ."""
+        fresh = np.concatenate([np.diff(scores[part]) for part in parts]) if parts else np.empty(0)
+        newest = np.concatenate([self._neighbours.get(label, np.empty(0)), fresh[np.isfinite(fresh)]])[-PAIRS:]
+        self._neighbours[label] = newest
+        self._widest[label] = max(self._widest.get(label, 0.0), _mean_square(newest) or 0.0)
+        return self._widest[label]
 
 
 def _pairs(texts: Sequence[Hashable], parts: Sequence[slice]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -168,15 +183,15 @@ def _batch(scores: Floats, copies: list[tuple[int, int]], others: list[tuple[int
     return _Batch(late - early, apart[np.isfinite(apart)], int(zero.sum()), alike, set((early + late)[zero].tolist()))
 
 
-def _told(batches: Sequence[_Batch]) -> dict[str, float]:
-    if not batches:
+def _mean_square(differences: Floats) -> float | None:
+    """None of fewer than `LEAST` differences, and where the scorer tells nothing apart."""
+    return float((differences * differences).mean()) or None if len(differences) >= LEAST else None
+
+
+def _told(batches: Sequence[_Batch], usual: float) -> dict[str, float]:
+    copies = np.concatenate([batch.copies for batch in batches])
+    if len(copies) < LEAST:
         return {}
-    copies, others = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("copies", "others"))
-    if len(copies) < LEAST or len(others) < LEAST:
-        return {}
-    usual = float((others * others).mean())
-    if usual == 0:
-        return {}  # the scorer tells nothing apart
     sides = [float((copies[copies * sign > 0] ** 2).sum()) for sign in (1, -1)]
     differing = int((copies != 0).sum())
     values = {"spread": 2 * min(sides) / len(copies) / usual, "differing": float(differing)}
