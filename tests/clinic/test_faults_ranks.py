@@ -17,6 +17,7 @@ from launch import fired, launch, records, series
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.trl]
 
 OF_THE_MACHINE = {"throughput-drop", "training-stalled", "slow-rank"}  # as in conftest.py; a busy core makes its rank slow
+HARMLESS = OF_THE_MACHINE | {"prompt-learned"}  # an info, and true: these chats are trained on as a whole, as is TRL's default
 HANG_AT, NAN_AT, DRIFT_AT = 8, 12, 8  # as in scenarios.py
 
 
@@ -50,7 +51,7 @@ def line(printed: str, rule: str) -> str:
 
 def test_healthy_ranks_are_not_named_and_every_rank_records(four_ranks):
     folder, _ = four_ranks
-    assert {rule for rule, _ in fired(folder / "healthy")} <= OF_THE_MACHINE
+    assert {rule for rule, _ in fired(folder / "healthy")} <= HARMLESS
     for rank in range(4):
         last: dict[str, Any] = records(folder / "healthy", rank)[-1]
         assert (last["kind"], last["status"], last["rank"]) == ("run_end", "completed", rank)

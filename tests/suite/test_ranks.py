@@ -41,6 +41,7 @@ from trainvitals.integrations.rank_exchange import (
 from trainvitals.integrations.transformers import VitalsCallback
 
 OF_THE_MACHINE = {"throughput-drop", "training-stalled", "slow-rank"}  # true or not depends on what else runs on this machine
+HARMLESS = OF_THE_MACHINE | {"prompt-learned"}  # an info, and true: these chats are trained on as a whole, as is TRL's default
 
 FIRST_NORM = {"1.0.0": 2.15846}.get(version("trl"), 2.22809)  # TRL 1.0 puts other tokens under the loss
 
@@ -292,7 +293,7 @@ def test_waiting_is_counted_once_and_only_in_the_step(monkeypatch):
 
 def healthy(folder: Path, world: int) -> None:
     """A sound run: nobody is named, every rank has records of its own, and rank 0's numbers are those of the ranks."""
-    assert {rule for rule, _ in fired(folder)} <= OF_THE_MACHINE
+    assert {rule for rule, _ in fired(folder)} <= HARMLESS
     for rank in range(world):
         found = records(folder, rank)
         assert [(found[0]["kind"], found[0]["rank"]), found[-1]["kind"], found[-1]["status"]] == [("run_start", rank), "run_end", "completed"]
@@ -334,7 +335,7 @@ def test_ddp_on_two_ranks(tmp_path):
     healthy(tmp_path / "healthy", 2)
     assert len(series(tmp_path / "accumulate", 0, "optim.rank_loss{rank=1}")) > 0
     for folder in ("accumulate", "only_rank_0"):
-        assert {rule for rule, _ in fired(tmp_path / folder)} <= OF_THE_MACHINE
+        assert {rule for rule, _ in fired(tmp_path / folder)} <= HARMLESS
     for folder in ("only_rank_0", "off"):
         assert not any("{rank=" in key for record in records(tmp_path / folder, 0) if "values" in record for key in record["values"])
     slow_rewards(tmp_path / "slow_rewards")
