@@ -15,6 +15,9 @@ FLAT = {"reward.group_zero_std_fraction": 0.9, "reward.all_high_fraction": 0.0}
 NEEDS = {
     "generation-bound": ("grpo", {"time.generation_seconds": 8.0, "time.step_seconds": 10.0}),
     "groups-too-small": ("grpo", FLAT),
+    "adapter-attention-only": ("sft", {"optim.loss": 1.0}),
+    "router-loss-off": ("sft", {"optim.loss": 1.0}),
+    "entropy-punished": ("grpo", {"policy.entropy": 1.0}),
     "judge-is-policy": ("grpo", {"reward.mean": 0.5}),
     "kl-estimator-bias": ("grpo", {"reward.mean": 0.5}),
     "truncated-sampling-correction": ("grpo", {"reward.mean": 0.5}),
