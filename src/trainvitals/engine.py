@@ -198,7 +198,10 @@ class Engine:
         self._info = run_info(item)
         if item.time is not None:
             self.store.clock.time = item.time
-        self._bind()
+        if item.emits is None and not self._known:
+            self._bound = False  # the first frame tells what this run emits
+        else:
+            self._bind()
 
     def _apply(self, item: Applied, out: list[Output]) -> None:
         if not self._bound:
@@ -295,11 +298,10 @@ class Engine:
         self.store.close_update(step, time)
         before = len(out)
         schedule = self._schedule
-        if step >= schedule.next:
-            self._look(schedule.all, step, time, out)
+        watches = schedule.due(step)
+        self._look(watches, step, time, out)
+        if watches is schedule.all:
             schedule.looked(step)
-        elif schedule.quick:
-            self._look(schedule.quick, step, time, out)
         for watch in schedule.timed:
             if not watch.calm and step > watch.warm_until:
                 self._evaluate(watch, step, time, out)
@@ -322,6 +324,7 @@ class Engine:
                 value = watch.look(step)
                 if value is not None or not watch.calm:
                     self._turn(watch, value, step, time, out)
+                    self._schedule.busy |= watch.pace > 1
             except Exception as error:
                 self._fail(watch, error, step, time, out)
 

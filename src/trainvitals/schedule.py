@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from trainvitals.rulelang.pace import AWAKE
+from trainvitals.rulelang.pace import AWAKE, PACES
 from trainvitals.rulelang.windows import Series
 from trainvitals.watch import NEVER, Watch, Watched
+
+ROUND = max(PACES)
+"""Every pace divides it, so the updates of a calm run are of this many kinds."""
 
 
 class Schedule:
@@ -14,37 +17,47 @@ class Schedule:
 
     Attributes:
         all: Evaluated on updates.
-        quick: Those of them that want every update even when calm; without those that can never be true any more.
-        slow: Those that do not.
         timed: Evaluated on ticks.
-        next: First update at which all must be looked at; before it only `quick`, as in most updates of a calm run.
+        busy: Some instance that rests between looks is awake, has hits or an open finding, or was left out when its turn came
+            (warming up, or looking away): all must be gone through.
     """
 
     def __init__(self) -> None:
         self.all: list[Watch] = []
-        self.quick: list[Watch] = []
-        self.slow: list[Watch] = []
         self.timed: list[Watch] = []
+        self.busy = True
+        self._slow: list[Watch] = []
+        self._rounds: list[list[Watch]] = [[] for _ in range(ROUND)]
+        self._live = 0
+        self._step = -1
         self._readers: dict[str, list[Watch]] = {}
-        self.next = 0
 
     def arrange(self, rules: Iterable[Watched]) -> None:
         """Rules were bound, switched off or got new instances."""
         live = [watch for watched in rules if watched.off is None for watch in watched.instances.values()]
         self.all = [watch for watch in live if watch.owner.rule.clock_seconds is None]
-        self.quick = [watch for watch in self.all if watch.pace == 1]
-        self.slow = [watch for watch in self.all if watch.pace > 1]
         self.timed = [watch for watch in live if watch.owner.rule.clock_seconds is not None]
+        self._slow = [watch for watch in self.all if watch.pace > 1]
         self._readers = {}
         for watch in self.all:
             for key in watch.when.keys:
                 self._readers.setdefault(key, []).append(watch)
-        self.next = 0
+        self._live = 0
+        self.busy = True
+
+    def due(self, step: int) -> list[Watch]:
+        """Those that may have to be looked at now: in most updates of a calm run a few of many."""
+        follows, self._step = step == self._step + 1, step
+        return self._rounds[step % ROUND] if follows and not self.busy else self.all
 
     def looked(self, step: int) -> None:
-        """All have been looked at: find the next update that concerns the slow ones."""
-        self.next = min((watch.next_step if watch.calm else step + 1 for watch in self.slow), default=NEVER)
-        self.quick = [watch for watch in self.quick if watch.next_step < NEVER or not watch.calm]
+        """All were gone through: see whether the next updates need that as well."""
+        self.busy = any(not watch.calm or step < watch.awake_until or watch.next_step <= step for watch in self._slow)
+        if not self.busy:
+            live = [watch for watch in self.all if watch.next_step < NEVER or not watch.calm]
+            if len(live) != self._live:
+                self._live = len(live)
+                self._rounds = [[watch for watch in live if at % watch.pace == 0 or ROUND % watch.pace] for at in range(ROUND)]
 
     def wake(self, news: list[Series], step: int) -> None:
         """Series brought news: whoever reads them looks at every update for a while."""
@@ -52,11 +65,11 @@ class Schedule:
             for watch in self._readers.get(series.key, ()):
                 watch.awake_until = step + AWAKE
                 watch.next_step = min(watch.next_step, step) if step <= watch.until else NEVER
-        self.next = min(self.next, step)
+        self.busy = True
         news.clear()
 
     def wake_all(self, step: int) -> None:
         """Values came for an update that was closed: everybody looks once more."""
         for watch in self.all:
             watch.next_step = min(watch.next_step, step)
-        self.next = min(self.next, step)
+        self.busy = True

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainvitals.items import RunStart
 from trainvitals.rule_state import Life
-from trainvitals.rulelang.compile import Binder, Bound, RunInfo
+from trainvitals.rulelang.compile import Binder, Bound, Names, RunInfo
 from trainvitals.rulelang.expr import Expr
 from trainvitals.rulelang.model import Rule, Sustain, Value
 from trainvitals.rulelang.pace import pace, reach
@@ -101,7 +101,8 @@ class Watch:
         rule = self.owner.rule
         params, lets = rule.param_values, rule.lets
         origins = {name: param.origin for name, param in rule.params.items()}
-        self.bounds = {id(expr): binder.bind(expr, params, lets, self.label, origins=origins) for expr in self._expressions()}
+        named: Names = {}
+        self.bounds = {id(expr): binder.bind(expr, params, lets, self.label, origins=origins, named=named) for expr in self._expressions()}
         self.when = self.bounds[id(rule.when)]
         self.pace = rule.clock_updates or pace(self.when.narrowest)
         self.until = self.when.until

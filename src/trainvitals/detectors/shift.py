@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trainvitals.detectors.autocorrelation import lag1
@@ -71,44 +71,48 @@ class Shift:
 
     def add(self, x: float) -> float | None:
         """Evidence after this sample, between -1 and 8; None while there is none."""
-        if x - x != 0.0:
-            self.nonfinite += 1
-        elif self.every is None:
-            self._learn(x)
-        elif self._wait > 0:
-            self._wait -= 1
-        else:
-            self._wait = self.every - 1
-            if self._sorted:
-                self._bet(x)
-            self._keep(x)
+        self.extend((x,))
         return self.evidence
 
+    def extend(self, xs: Iterable[float]) -> None:
+        """`add` many, for a third of the cost."""
+        ordered, newest, window = self._sorted, self._newest, self.window
+        linear, power = self._logs
+        judged = False
+        for x in xs:
+            if x - x != 0.0:
+                self.nonfinite += 1
+            elif self.every is None:
+                self._learn(x)
+            elif self._wait > 0:
+                self._wait -= 1
+            else:
+                self._wait = self.every - 1
+                if ordered:
+                    below, size = bisect_left(ordered, x), len(ordered)
+                    upto = bisect_right(ordered, x, below)
+                    beyond = size - upto if self.side > 0 else below
+                    p = (beyond + 0.5 * (upto - below) + 0.5) / (size + 1)
+                    linear = min(max(linear, 0.0) + math.log1p(STAKE * (1.0 - 2.0 * p)), _CAP)
+                    power = min(max(power, 0.0) - 0.5 * math.log(4.0 * p), _CAP)
+                    judged = True
+                if len(newest) == window:
+                    del ordered[bisect_left(ordered, newest.pop(0))]
+                newest.append(x)
+                insort(ordered, x)
+        if judged:
+            self._logs = [linear, power]
+            self.evidence = (max(linear, power) + math.log((1.0 + math.exp(-abs(linear - power))) / 2.0)) / math.log(10.0)
+
     def _learn(self, x: float) -> None:
+        """The first samples tell how many are left out; those that are not are the first past."""
         self._learning.append(x)
         if len(self._learning) == LEARN:
             self.every = every = decimation(self._learning)
-            for value in self._learning[LEARN - 1 :: -every][::-1]:
-                self._keep(value)
+            self._newest += self._learning[LEARN - 1 :: -every][::-1][-self.window :]
+            self._sorted[:] = sorted(self._newest)
             self._learning = []
             self._wait = every - 1
-
-    def _bet(self, x: float) -> None:
-        ordered = self._sorted
-        below, upto, size = bisect_left(ordered, x), bisect_right(ordered, x), len(ordered)
-        beyond = size - upto if self.side > 0 else below
-        p = (beyond + 0.5 * (upto - below) + 0.5) / (size + 1)
-        linear, power = self._logs
-        linear = min(max(linear, 0.0) + math.log1p(STAKE * (1.0 - 2.0 * p)), _CAP)
-        power = min(max(power, 0.0) - 0.5 * math.log(4.0 * p), _CAP)
-        self._logs = [linear, power]
-        self.evidence = (max(linear, power) + math.log((1.0 + math.exp(-abs(linear - power))) / 2.0)) / math.log(10.0)
-
-    def _keep(self, x: float) -> None:
-        if len(self._newest) == self.window:
-            del self._sorted[bisect_left(self._sorted, self._newest.pop(0))]
-        self._newest.append(x)
-        insort(self._sorted, x)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 RUN_NAMES = ("step", "progress", "total_steps", "trainer", "framework", "world_size", "phase", "logging_every")
 
-_WINDOW_COST = {"mean": 3.0, "share_true": 3.0, "delta": 3.0, "count": 3.0, "sum": 3.0, "frozen_median": 2.0, "frozen_spread": 2.0, "minimum": 4.0, "maximum": 4.0, "trend_z": 100.0, "theil_sen": 200.0}
+_WINDOW_COST = {"frozen_median": 2.0, "frozen_spread": 2.0, "mean": 3.0, "share_true": 3.0, "delta": 3.0, "count": 3.0, "sum": 3.0, "minimum": 4.0, "maximum": 4.0, "trailing_spread": 16.0, "trend_z": 100.0, "theil_sen": 200.0}
+"""Of a look with one new sample, a newest value being 1; medians, quantiles, slopes and tests that are kept up to date are about 8."""
 
 
 class RuleStatus(Protocol):
@@ -138,18 +139,24 @@ class Bound:
 
 
 class _Context:
-    """What one binding knows beside the run."""
+    """What one binding knows beside the run; `named` is what the `let` names of its rule stand for, shared by the rule's expressions."""
 
-    def __init__(self, params: Mapping[str, float], lets: Mapping[str, Expr], label: tuple[str, str] | None, origins: Mapping[str, str]) -> None:
+    def __init__(
+        self, params: Mapping[str, float], lets: Mapping[str, Expr], label: tuple[str, str] | None, origins: Mapping[str, str], named: Names
+    ) -> None:
         self.params = params
         self.lets = lets
         self.label = label
         self.origins = origins
-        self.resolved: dict[str, Tree] = {}
+        self.named = named
         self.missing: set[str] = set()
         self.signals: set[str] = set()
         self.keys: set[str] = set()
         self.pruned = False
+
+
+Names = dict[str, tuple[Tree, _Context]]
+"""What `let` names stand for in one instance of a rule: the bound tree, and what it reads."""
 
 
 class Binder:
@@ -188,6 +195,7 @@ class Binder:
         label: tuple[str, str] | None = None,
         *,
         origins: Mapping[str, str] | None = None,
+        named: Names | None = None,
     ) -> Bound:
         """Bind one expression.
 
@@ -197,8 +205,9 @@ class Binder:
             lets: The rule's `let` expressions by name.
             label: Label and value of the instance, for rules with ``for_each``.
             origins: Where parameter values come from, for evidence; by default ``params.<name>``.
+            named: What other expressions of this instance of the rule have made of its `let` names, to be added to.
         """
-        context = _Context(params or {}, lets or {}, label, origins or {})
+        context = _Context(params or {}, lets or {}, label, origins or {}, {} if named is None else named)
         return Bound(expr, self.resolve(expr.root, context), self, context)
 
     def resolve(self, node: Node, context: _Context) -> Tree:
@@ -225,9 +234,15 @@ class Binder:
 
     def _name(self, name: str, context: _Context) -> Tree:
         if name in context.lets:
-            if name not in context.resolved:
-                context.resolved[name] = self.resolve(context.lets[name].root, context)
-            return context.resolved[name]
+            if name not in context.named:
+                inner = _Context(context.params, context.lets, context.label, context.origins, context.named)
+                context.named[name] = (self.resolve(context.lets[name].root, inner), inner)
+            tree, read = context.named[name]
+            context.missing |= read.missing
+            context.signals |= read.signals
+            context.keys |= read.keys
+            context.pruned |= read.pruned
+            return tree
         if name in context.params:
             return constant(context.params[name])
         family, _, rest = name.partition(".")
@@ -343,7 +358,7 @@ class Binder:
 
         span = math.inf if node.function.startswith("frozen_") else length if axis == "updates" else 1.0
         bounds = window.bounds if _plain(inner) else None  # only what comes with the frames has a hull
-        return Read(window.key, value, "number", _WINDOW_COST.get(node.function, 5.0), (window.series,), span, bounds)
+        return Read(window.key, value, "number", _WINDOW_COST.get(node.function, 8.0), (window.series,), span, bounds)
 
     def _source(self, tree: Tree) -> tuple[Series, Callable[[], None] | None]:
         """The series of a signal, or one derived from an expression; with what must be called before it is read, if anything."""

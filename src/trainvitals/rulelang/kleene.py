@@ -17,6 +17,9 @@ from trainvitals.rulelang.windows_series import Bounds, Series
 
 Value = float | bool | str | None
 
+SELDOM = 1 / 3
+"""How often the terms of ``and`` and ``or`` after the cheapest are computed, roughly; it moves the order of terms, never a value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Const:
@@ -235,8 +238,23 @@ def expires(node: Bound) -> float:
 
 
 def cost(node: Bound) -> float:
-    """Rough relative cost of evaluating a tree."""
-    return sum(part.cost if isinstance(part, Read) else 0.2 for part in parts(node))
+    """Rough relative cost of evaluating a tree, cheapest terms first: of ``and`` and ``or`` mostly the first one decides."""
+    match node:
+        case Const() | Absent():
+            return 0.0
+        case Read():
+            return node.cost
+        case Negative(operand) | Inverse(operand):
+            return 0.2 + cost(operand)
+        case Arithmetic(_, left, right) | Comparison(_, left, right):
+            return 0.2 + cost(left) + cost(right)
+        case Junction(_, terms):
+            first, *others = sorted(cost(term) for term in terms)
+            return 0.2 + first + SELDOM * sum(others)
+        case Choice(condition, then, other):
+            return 0.2 + cost(condition) + (cost(then) + cost(other)) / 2
+        case Math(_, args):
+            return 0.2 + sum(cost(argument) for argument in args)
 
 
 def canonical(node: Bound) -> str:

@@ -208,6 +208,8 @@ class Rule:
         digest: sha256 of the effective rule.
         measured: What recorded runs say about this rule as it is in force; None: never measured. Not part of the digest.
         confidence: The same as findings carry it.
+        expressions: All expressions of the rule, those of templates and suggestions included.
+        signals: Every signal that the rule reads.
     """
 
     id: str
@@ -250,26 +252,27 @@ class Rule:
     digest: str = ""
     measured: Measured | None = None
     confidence: Confidence | None = None
+    expressions: tuple[Expr, ...] = field(init=False, repr=False, compare=False)
+    signals: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Collect once what every engine asks each rule for."""
+        expressions = self._expressions()
+        object.__setattr__(self, "expressions", expressions)
+        object.__setattr__(self, "signals", frozenset[str]().union(*(expr.signals for expr in expressions)))
 
     @property
     def param_values(self) -> dict[str, float]:
         """Value in force of every parameter, as `Binder.bind` takes it."""
         return {name: param.default for name, param in self.params.items()}
 
-    @property
-    def expressions(self) -> tuple[Expr, ...]:
-        """All expressions of the rule, those of templates and suggestions included."""
+    def _expressions(self) -> tuple[Expr, ...]:
         found: list[Expr | None] = [self.applies_where, *self.lets.values(), self.when, self.clear, *self.unless.values()]
         found += [slot.expr for template in (self.message, self.advice) for slot in template.slots]
         for suggestion in self.suggest:
             found += [suggestion.to, suggestion.condition, *(also.to for also in suggestion.also), *suggestion.predicts.values()]
         found.append(self.expect.that if self.expect else None)
         return tuple(expr for expr in found if expr is not None)
-
-    @property
-    def signals(self) -> frozenset[str]:
-        """Every signal that the rule reads."""
-        return frozenset[str]().union(*(expr.signals for expr in self.expressions))
 
     @property
     def asks(self) -> frozenset[str]:

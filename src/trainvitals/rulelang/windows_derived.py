@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,11 +112,12 @@ class Shifted:
     def advance(self) -> None:
         """Judge every new sample, once and in order."""
         series = self.series
-        xs, steps, add = series.xs, series.steps, self.detector.add
+        xs, steps = series.xs, series.steps
         start = (series.clock.origin or 0) + self.skip
-        for index in range(self._taken - series.dropped, len(xs)):
-            if steps[index] > start:
-                add(xs[index])
+        fresh = self._taken - series.dropped
+        if fresh < len(xs) and steps[fresh] <= start:
+            fresh = bisect_right(steps, start, fresh)
+        self.detector.extend(xs[fresh:])
         self._taken = series.total
         self.lo = len(xs)
 

@@ -187,11 +187,43 @@ class Ordered(Window):
         self._hi = 0
         self._sorted: list[float] = []
 
+    def value(self) -> float | None:
+        """See `Window.value`; the common case, one new sample on an axis with positions, is written out for speed."""
+        xs = self._xs
+        size = len(xs)
+        if size != self.seen:
+            if size >= self._guard or size != self.seen + 1:
+                self.advance()
+            else:
+                places: list[float] = self._places  # type: ignore[assignment]
+                ordered, lo, hi = self._sorted, self.lo, self._hi
+                end = places[-1] - self.skip
+                while hi < size and places[hi] <= end:
+                    insort(ordered, xs[hi])
+                    hi += 1
+                begin = end - self.length
+                while lo < hi and places[lo] <= begin:
+                    del ordered[bisect_left(ordered, xs[lo])]
+                    lo += 1
+                self.lo, self._hi, self.seen = lo, hi, size
+                self.count = count = hi - lo
+                self._result = self.compute() if count >= self._need else None
+        result = self._result
+        if result is None or self._steps[-1] == self._clock.step or self.series.fresh():
+            return result
+        return None
+
     def advance(self) -> None:
         size = len(self._xs)
         if self.seen == size:
             return
         xs, places, ordered = self._xs, self._places, self._sorted
+        if places is not None and not self._spanned:
+            if size >= self._review:
+                self._observe_cadence()
+            if not self.spans(places[-1]):
+                self.seen = size  # samples are taken in when there are enough of them
+                return
         lo, hi = self.lo, self._hi
         if places is None:
             now_hi = min(size, max(hi, size - int(self.skip)))
@@ -217,6 +249,7 @@ class Ordered(Window):
         self.count = count = now_hi - now_lo
         enough = count >= self._need if size < self._review and self._spanned else self.ready()
         self._result = self.compute() if enough else None
+        self._guard = self._review if self._spanned and places is not None else 0
 
     def compute(self) -> float | None:
         ordered = self._sorted

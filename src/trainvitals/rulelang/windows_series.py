@@ -146,10 +146,12 @@ class Series:
             return
         recent = xs[-BAND:]
         low, high = min(recent), max(recent)
-        margin, usual = MARGIN * (high - low), USUAL * (high - low)
-        self.low, self.high = low - margin, high + margin
-        self.usual_low, self.usual_high = low - usual, high + usual
-        self.stretch(self.usual_low, self.usual_high)
+        width = high - low
+        self.low, self.high = low - MARGIN * width, high + MARGIN * width
+        low, high = self.usual_low, self.usual_high = low - USUAL * width, high + USUAL * width
+        hull = self.hull
+        if low < hull[0] or high > hull[1]:
+            self.stretch(low, high)
 
     def stretch(self, low: float, high: float) -> None:
         """Make the hull hold these two."""

@@ -124,11 +124,14 @@ class Window:
         if self.count < self._need:
             return False
         if not self._spanned and self._places is not None:
-            cadence = self.series.cadence(self._axis) or 0.0
-            place = self._places[self.seen - 1]
-            self._spanned = place - self.series.first_position(self._axis) + cadence >= self.length + self.skip
+            self._spanned = self.spans(self._places[self.seen - 1])
             return self._spanned
         return True
+
+    def spans(self, place: float) -> bool:
+        """Whether the run is as long as the window when its newest sample is at `place`."""
+        cadence = self.series.cadence(self._axis) or 0.0
+        return place - self.series.first_position(self._axis) + cadence >= self.length + self.skip
 
     def _observe_cadence(self) -> None:
         if self._axis == "points":
