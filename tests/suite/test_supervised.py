@@ -231,13 +231,13 @@ def test_a_plain_trainer_with_labels(tmp_path, train):
 def test_padding_on_the_left_and_padding_of_a_flat_batch():
     ids = torch.tensor([[9, 9, 5, 6, 2], [5, 6, 7, 7, 2]])
     labels = torch.tensor([[-100, -100, 5, 6, 2], [-100, -100, -100, 7, 2]])
-    real, start = sequences(ids, torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]), None)
-    assert start.long().argmax(1).tolist() == [2, 0]
-    counts = label_counts(labels, real, start, frozenset({2}), 0)
+    where = sequences(ids, torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]), None)
+    assert where.start.long().argmax(1).tolist() == [2, 0]
+    counts = label_counts(labels, where, frozenset({2}), 0)
     assert counts.tolist() == [6, 4, 2, 2, 2, 0]
     flat = torch.tensor([[5, 6, 2, 7, 8, 9, 9, 9]])
-    real, start = sequences(flat, None, torch.tensor([[0, 1, 2, 0, 1, 0, 0, 0]]))
-    counts = label_counts(torch.where(flat == 9, -100, flat), real, start, frozenset({2}), 0)
+    where = sequences(flat, None, torch.tensor([[0, 1, 2, 0, 1, 0, 0, 0]]))
+    counts = label_counts(torch.where(flat == 9, -100, flat), where, frozenset({2}), 0)
     assert counts.tolist() == [3, 3, 2, 2, 1, 0]
     assert label_signals(counts[None])["token.end_label_fraction"] == 0.5
 
@@ -245,14 +245,14 @@ def test_padding_on_the_left_and_padding_of_a_flat_batch():
 def test_a_cut_sequence_is_known_by_how_it_closes():
     """Not by end tokens anywhere: a conversation that is learned as a whole holds those of earlier turns."""
     ids = torch.tensor([[5, 2, 6, 7, 7], [5, 2, 6, 7, 2], [5, 2, 6, 2, 7], [5, 2, 6, 9, 9], [5, 7, 6, 7, 9]])  # cut, whole, whole with a line break, short, short without end
-    real, start = sequences(ids, (ids != 9).long(), None)
-    counts = label_counts(torch.where(ids == 9, -100, ids), real, start, frozenset({2}), 5)
+    where = sequences(ids, (ids != 9).long(), None)
+    counts = label_counts(torch.where(ids == 9, -100, ids), where, frozenset({2}), 5)
     assert counts.tolist() == [17, 17, 5, 5, 3, 1]
     assert label_signals(counts[None])["token.cut_fraction"] == 0.2
     assert label_signals(counts[None])["token.end_label_fraction"] == 0.75
     flat, places = ids[:2].reshape(1, -1), torch.arange(5).repeat(2)[None]  # the same two rows in one
-    real, start = sequences(flat, None, places)
-    assert label_counts(flat, real, start, frozenset({2}), 5).tolist() == [8, 8, 2, 2, 1, 1]
+    where = sequences(flat, None, places)
+    assert label_counts(flat, where, frozenset({2}), 5).tolist() == [8, 8, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -269,8 +269,8 @@ def test_a_cut_sequence_is_known_by_how_it_closes():
 )
 def test_what_counts_as_doubled(rows, hits):
     ids = torch.tensor(rows)
-    real, start = sequences(ids, torch.ones_like(ids), None)
-    assert doubled_counts(ids, real, start, 0, frozenset({3}), frozenset({4})).tolist() == [hits, len(rows)]
+    where = sequences(ids, torch.ones_like(ids), None)
+    assert doubled_counts(ids, where, 0, frozenset({3}), frozenset({4})).tolist() == [hits, len(rows)]
 
 
 @pytest.mark.parametrize(
@@ -315,15 +315,15 @@ def test_padding_among_the_labels():
 def test_fingerprints_of_answers_however_they_are_packed():
     ids = torch.tensor([[5, 6, 7, 2, 9, 9], [8, 8, 6, 7, 2, 9], [5, 6, 2, 9, 9, 9], [5, 7, 6, 2, 9, 9]])
     labels = torch.tensor([[-100, 6, 7, 2, -100, -100], [-100, -100, 6, 7, 2, -100], [-100] * 6, [-100, 7, 6, 2, -100, -100]])
-    real, start = sequences(ids, (ids != 9).long(), None)
-    rows = answer_prints(labels, real, start)
+    where = sequences(ids, (ids != 9).long(), None)
+    rows = answer_prints(labels, where)
     assert rows.shape == (64,)
     assert rows[0] == rows[1] != 0
     assert rows[2] == 0
     assert rows[3] not in (0, rows[0])
-    flat = real.flatten()
-    places = torch.cat([torch.arange(int(row.sum())) for row in real])[None]
-    packed = answer_prints(labels.flatten()[flat][None], *sequences(ids.flatten()[flat][None], None, places))
+    flat = where.real.flatten()
+    places = torch.cat([torch.arange(int(row.sum())) for row in where.real])[None]
+    packed = answer_prints(labels.flatten()[flat][None], sequences(ids.flatten()[flat][None], None, places))
     assert packed.tolist() == rows.tolist()
 
 

@@ -217,8 +217,10 @@ def distance(first: Counts, last: Counts) -> tuple[float, float]:
         return 0.0, 0.0
     pooled = both.sum(axis=0) / total
     residual = (both - np.outer(sizes, pooled)) / (sizes.mean() * np.sqrt(pooled))
-    gram = residual @ residual.T / (len(both) - 1)
-    trace, square = float(np.trace(gram)), float((gram * gram).sum())
+    # Of the covariance between buckets only trace and square are asked for, which it shares with that between units: the smaller one.
+    half = (residual if residual.shape[0] < residual.shape[1] else residual.T).astype(np.float32)
+    gram = half @ half.T / (len(both) - 1)
+    trace, square = float(np.trace(gram)), float(np.vdot(gram, gram))
     a, b = (part.sum(axis=0) / part.sum() for part in (both[: len(first)], both[len(first) :]))
     middle = (a + b) / 2
     seen = float(((a - b) ** 2 / middle).sum())

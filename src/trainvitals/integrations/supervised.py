@@ -6,7 +6,7 @@ cannot show any of it; it even looks best when nothing carries a label.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -83,15 +83,15 @@ class _Supervised:
         if not self._hooks.training or ids is None or labels is None or ids.shape != labels.shape or len(self._counts) >= _STEP_LIMIT:
             return args
         with torch.no_grad():
-            real, start = sequences(ids, inputs.get("attention_mask"), inputs.get("position_ids"))
-            self._counts.append(label_counts(labels, real, start, self._ends, self._limit))
-            self._prints.append(answer_prints(labels, real, start))
-            self._real.append(real.sum())
-            self._size += real.numel()
+            where = sequences(ids, inputs.get("attention_mask"), inputs.get("position_ids"))
+            self._counts.append(label_counts(labels, where, self._ends, self._limit))
+            self._prints.append(answer_prints(labels, where))
+            self._real.append(where.real.sum())
+            self._size += where.real.numel()
             if self._first is not None:
-                self._count_untrained(ids, real)
+                self._count_untrained(ids, where.real)
             if self._doubled is None:  # one micro-batch per step is sample enough
-                self._doubled = doubled_counts(ids, real, start, self.bos, self.openers, self._closers)
+                self._doubled = doubled_counts(ids, where, self.bos, self.openers, self._closers)
         self._batch = {name: inputs.get(name) for name in ("input_ids", "labels", "attention_mask", "position_ids")}
         self.finish()
         if not getattr(self._hooks.trainer.args, "torch_compile", False):  # a hook that comes and goes is compiled anew each time
@@ -122,7 +122,7 @@ class _Supervised:
         if batch is None or batch["input_ids"].shape != batch["labels"].shape:
             return
         with torch.no_grad():
-            real, _ = sequences(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids"))
+            real = sequences(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids")).real
             self._padding.append(padding_counts(batch["input_ids"], batch["labels"], real, self._pad, self._ends))
 
     def after_loss(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
@@ -181,8 +181,22 @@ def short_rows(model: Any) -> torch.Tensor:
     return length < _SHORT * length.median()
 
 
-def sequences(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens are no padding, and which of them begin a sequence (a document, in a packed or padding-free batch).
+class Sequences(NamedTuple):
+    """Where the sequences of a micro-batch lie (documents, in a packed or padding-free batch).
+
+    Attributes:
+        real: Which tokens are no padding, batch by length.
+        start: Which of them begin a sequence.
+        number: Sequence of every token, from 1, batch times length long; 0 before the first.
+    """
+
+    real: torch.Tensor
+    start: torch.Tensor
+    number: torch.Tensor
+
+
+def sequences(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None) -> Sequences:
+    """Where the sequences of a micro-batch lie.
 
     Args:
         ids: Token ids, batch by length.
@@ -193,17 +207,21 @@ def sequences(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Ten
     start = real & (real.cumsum(1) == 1)
     if positions is not None and positions.shape == ids.shape:
         start = start | (real & (positions == 0))
-    return real, start
+    return Sequences(real, start, start.flatten().cumsum(0))
 
 
-def per_sequence(values: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Sums of `values` over each sequence, in a vector of fixed length with zeros at its end: no waiting for the device."""
-    number = start.flatten().cumsum(0)
-    sums = torch.zeros(start.numel() + 1, dtype=torch.long, device=start.device)
-    return sums.scatter_add_(0, number, values.flatten().long())
+def per_sequence(values: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """Sums over each sequence, with zeros up to a fixed length: no waiting for the device.
+
+    Args:
+        values: Of each token, in rows that are summed apart.
+        number: As in `Sequences`.
+    """
+    sums = torch.zeros(len(values), number.numel() + 1, dtype=torch.long, device=number.device)
+    return sums.scatter_add_(1, number.expand(len(values), -1), values.long())
 
 
-def label_counts(labels: torch.Tensor, real: torch.Tensor, start: torch.Tensor, ends: frozenset[int], limit: int) -> torch.Tensor:
+def label_counts(labels: torch.Tensor, where: Sequences, ends: frozenset[int], limit: int) -> torch.Tensor:
     """Counts of one micro-batch: predictable tokens, labelled ones, sequences, those with labels, with an end token, cut.
 
     The first token of a sequence is predicted from nothing, so it never counts. A sequence of one token is padding of a
@@ -213,29 +231,28 @@ def label_counts(labels: torch.Tensor, real: torch.Tensor, start: torch.Tensor, 
 
     Args:
         labels: Labels, `IGNORED` where masked.
-        real: As from `sequences`.
-        start: As from `sequences`.
+        where: From `sequences`.
         ends: Ids that end a generation.
         limit: Length at which sequences are cut; 0 for none.
     """
-    targets = real & ~start
+    targets = where.real & ~where.start
     labelled = targets & (labels != IGNORED)
     ending = torch.zeros_like(labelled)
     for end in ends:
         ending = ending | (labels == end)
     ending = labelled & ending
-    closing = ending & closing_places(real, start)
-    tokens, with_label, with_end, closed = (per_sequence(part, start) for part in (targets, labelled, ending, closing))
+    closing = ending & closing_places(where)
+    tokens, with_label, with_end, closed = per_sequence(torch.stack([targets, labelled, ending, closing]).flatten(1), where.number)
     any_label = with_label > 0
     cut = any_label & (closed == 0) & (tokens + 1 >= limit) if limit else torch.zeros_like(any_label)
     return torch.stack([part.sum() for part in (targets, labelled, tokens > 0, any_label, (with_end > 0) & ~cut, cut)])
 
 
-def closing_places(real: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def closing_places(where: Sequences) -> torch.Tensor:
     """The last `_CLOSE` tokens of each sequence."""
-    upto = per_sequence(real, start).cumsum(0)  # tokens up to the end of each sequence
-    behind = upto[start.flatten().cumsum(0)] - real.flatten().cumsum(0)
-    return real & (behind < _CLOSE).view_as(real)
+    real = where.real.flatten()
+    upto = per_sequence(real[None], where.number)[0].cumsum(0)  # tokens up to the end of each sequence
+    return where.real & (upto[where.number] - real.cumsum(0) < _CLOSE).view_as(where.real)
 
 
 def label_signals(counts: torch.Tensor) -> dict[str, float]:
@@ -279,23 +296,23 @@ def _padding_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
     return {"token.pad_label_fraction": wrong / labelled} if labelled else {}
 
 
-def answer_prints(labels: torch.Tensor, real: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def answer_prints(labels: torch.Tensor, where: Sequences) -> torch.Tensor:
     """A fingerprint of the label tokens of each of the first `_ANSWERS` sequences of a micro-batch; 0 where there are none."""
-    labelled = real & ~start & (labels != IGNORED)
-    counts, number = per_sequence(labelled, start), start.flatten().cumsum(0)
-    place = labelled.flatten().cumsum(0) - (counts.cumsum(0) - counts)[number]
-    prints = per_sequence((labels.flatten().long() + 1) * place_weights(place) * labelled.flatten(), start)
+    labelled = (where.real & ~where.start & (labels != IGNORED)).flatten()
+    counts = per_sequence(labelled[None], where.number)[0]
+    place = labelled.cumsum(0) - (counts.cumsum(0) - counts)[where.number]
+    prints = per_sequence(((labels.flatten().long() + 1) * place_weights(place) * labelled)[None], where.number)[0]
     return torch.nn.functional.pad(prints[1:], (0, _ANSWERS))[:_ANSWERS]
 
 
 def doubled_counts(
-    ids: torch.Tensor, real: torch.Tensor, start: torch.Tensor, bos: int | None, openers: frozenset[int], closers: frozenset[int]
+    ids: torch.Tensor, where: Sequences, bos: int | None, openers: frozenset[int], closers: frozenset[int]
 ) -> torch.Tensor:
     """Sequences whose template was applied twice, and all sequences.
 
     Either the sequence begins with two BOS tokens, or a turn opens within `_NEAR` tokens of another that was not closed.
     """
-    flat, first, valid = ids.flatten(), start.flatten(), real.flatten()
+    flat, first, valid = ids.flatten(), where.start.flatten(), where.real.flatten()
     index = torch.arange(flat.numel(), device=flat.device)
     twice = torch.zeros_like(valid)
     if bos is not None:
@@ -306,8 +323,7 @@ def doubled_counts(
         before, shut = opened[:-1], closed[:-1]
         inside = (before > shut) & (before >= begin[1:]) & (before >= index[1:] - _NEAR)
         twice[1:] = twice[1:] | (inside & (opened[1:] == index[1:]))
-    hits = per_sequence(twice & valid, start)
-    return torch.stack([(hits > 0).sum(), (per_sequence(real & ~start, start) > 0).sum()])
+    return (per_sequence(torch.stack([twice & valid, valid & ~first]), where.number) > 0).sum(1)
 
 
 def _last(flat: torch.Tensor, wanted: frozenset[int], index: torch.Tensor) -> torch.Tensor:
