@@ -34,7 +34,7 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The same for faults after which a job hangs or dies."""
     folder = tmp_path_factory.mktemp("two")
-    done = launch(folder, 2, "ddp", "drift", "hang", "run_out")
+    done = launch(folder, 2, "ddp", "endless", "drift", "hang", "run_out")
     assert done.stdout.count("done hang") == 2, done.stdout[-4000:]
     return folder, done.stdout
 
@@ -72,6 +72,17 @@ def test_a_rank_with_a_nan(four_ranks):
     assert list(found) == [("rank-nonfinite", "3")]
     assert NAN_AT <= found["rank-nonfinite", "3"] <= NAN_AT + 6
     assert line(printed, "rank-nonfinite").startswith("[TRL] ERROR: The loss of this rank is NaN or infinite; other ranks are finite")
+
+
+def test_a_fault_in_the_data_of_another_rank(two_ranks):
+    """Rank 0's own rows are sound: only what the ranks make of a step together tells it."""
+    folder, printed = two_ranks
+    assert set(series(folder / "endless", 1, "token.end_label_fraction")) == {0.0}
+    alone, *together = series(folder / "endless", 0, "token.end_label_fraction")
+    assert alone == 1.0  # the first update, of which nobody has heard yet
+    assert together[-1] == 0.5
+    assert ("end-token-missing", None) in fired(folder / "endless")
+    assert "of the training sequences have an end token among their labels" in printed
 
 
 def test_a_rank_whose_weights_drift(two_ranks):

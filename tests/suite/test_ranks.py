@@ -33,7 +33,9 @@ from trainvitals.integrations.rank_exchange import (
     Row,
     all_lags,
     exhausted,
+    is_local,
     pack,
+    reduced,
     standing_signals,
     step_signals,
     unpack,
@@ -59,6 +61,8 @@ def test_a_post_survives_the_way():
     assert math.isnan(back.rows[0].step_seconds)
     back.rows[0].step_seconds = post.rows[0].step_seconds  # NaN is not equal to itself
     assert back == post
+    shared = Post(rows=[Row(1, 0.5, 0.25, 0.4)], values=[(1, {"token.label_fraction": 0.25, "reward.component_mean{component=ä{}}": -math.inf}), (2, {})])
+    assert unpack(pack(shared)) == shared
     nan = unpack(pack(Post(rows=[Row(1, 1.0, 1.0, 1.0, math.nan)]))).rows[0]
     assert nan.loss is not None
     assert math.isnan(nan.loss)
@@ -108,6 +112,26 @@ def test_weights_that_differ_from_the_median_of_all():
     assert [values[f"optim.rank_weight_drift{{rank={rank}}}"] for rank in range(3)] == pytest.approx([0.0, 0.0, 0.05])
     changed[0].weights = None  # sharded there, or a step without a look: no comparison
     assert not any("weight_drift" in name for name in step_signals(changed))
+
+
+def test_signals_of_several_ranks_become_one():
+    parts = [{"reward.mean": 0.25, "reward.max": 1.0, "completion.length_min": 3.0, "memory.host_available_bytes": 9.0, "data.drift": 0.1},
+             {"reward.mean": 0.75, "reward.max": 2.0, "completion.length_min": 5.0, "memory.host_available_bytes": 4.0}]  # fmt: skip
+    expected = {"reward.mean": 0.5, "reward.max": 2.0, "completion.length_min": 3.0, "memory.host_available_bytes": 4.0, "data.drift": 0.1}
+    assert reduced(parts) == expected
+    assert reduced([{"policy.entropy": 0.1}] * 3) == {"policy.entropy": 0.1}  # (0.1 + 0.1 + 0.1) / 3 is not 0.1
+    assert math.isnan(reduced([{"policy.entropy": 1.0}, {"policy.entropy": math.nan}, {"policy.entropy": 2.0}])["policy.entropy"])
+    assert reduced([{"sampler.is_ratio_max": math.inf}, {"sampler.is_ratio_max": 2.0}])["sampler.is_ratio_max"] == math.inf
+    assert reduced([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "local"),
+    [("token.label_fraction", True), ("optim.loss_raw", True), ("optim.grad_norm", False), ("run.progress", False), ("data.rank_exhausted{rank=1}", False),
+     ("reward.component_mean{component=f}", True), ("eval.reward", False)],
+)  # fmt: skip
+def test_what_a_rank_makes_of_its_own_data(name, local):
+    assert is_local(name) is local
 
 
 def test_a_large_world_publishes_who_stands_out():
@@ -185,6 +209,42 @@ def test_rank_0_gets_each_step_once_when_all_have_ended_it():
         assert sorted(found[1]) == [0, 1, 2]
     finally:
         assert all(one.finish(ENDED) for one in made)
+
+
+def test_a_step_is_reduced_once_when_all_who_speak_have_ended_it():
+    made = exchanges(dist.HashStore(), 3)
+    try:
+        until(lambda: len(made[0].posts) == 3)
+        for one in made:
+            one.share(1, {"token.accuracy": float(one.rank)})
+        found: list[dict[str, float]] = []
+        until(lambda: found.extend(made[0].settled()) or found)
+        assert reduced(found) == {"token.accuracy": 1.0}
+        assert made[0].settled() == []
+        made[0].share(2, {"token.accuracy": 0.5}), made[1].share(2, {})
+        made[2].share(3, {"token.accuracy": 0.9})  # a rank that is ahead, and whose second step was lost
+        until(lambda: made[0]._newest.get(2) == 3 and made[0]._newest.get(1) == 2)
+        assert made[0].settled() == [{"token.accuracy": 0.5}, {}]
+        assert made[1].finish(OFF)  # who is not observed any more is not waited for
+        made[0].share(3, {"token.accuracy": 0.1})
+        until(lambda: found.extend(made[0].settled()) or len(found) == 5)
+        assert reduced(found[3:]) == {"token.accuracy": 0.5}
+    finally:
+        assert all(one.finish(ENDED) for one in (made[0], made[2]))
+
+
+def test_a_rank_keeps_its_own_signals_until_it_hears_of_others(monkeypatch):
+    monkeypatch.setattr(ranks._Ranks, "_start", lambda self: None)
+    one = ranks._Ranks(SimpleNamespace())
+    own = {"token.accuracy": 0.5, "optim.learning_rate": 1e-4}
+    assert one.share(1, own) == own  # no exchange
+    one._exchange = exchange = Exchange(dist.HashStore(), 0, 2, "test", on_error=pytest.fail)
+    assert one.share(1, own) == own  # the other rank has not spoken yet, and perhaps never will
+    exchange.posts[1] = Post()
+    assert one.share(2, own) == own  # it has, but not of a whole step
+    exchange._take(1, 2, {"token.accuracy": 0.1})
+    assert one.share(3, own) == {"token.accuracy": pytest.approx((0.5 + 0.5 + 0.1) / 3), "optim.learning_rate": 1e-4}
+    assert one.share(4, own) == {"optim.learning_rate": 1e-4}  # nothing new: a step of the others is still under way
 
 
 def test_a_rank_that_never_speaks_makes_nobody_wait():
@@ -298,11 +358,16 @@ def healthy(folder: Path, world: int) -> None:
         found = records(folder, rank)
         assert [(found[0]["kind"], found[0]["rank"]), found[-1]["kind"], found[-1]["status"]] == [("run_start", rank), "run_end", "completed"]
         told = series(folder, 0, f"optim.rank_loss{{rank={rank}}}")
-        own = series(folder, rank, "optim.loss_raw")
         assert len(told) >= 3
-        places = [own.index(loss) for loss in told]  # told a step or a few late, in order, each at most once
-        assert places == sorted(set(places))
+        if rank:
+            own = series(folder, rank, "optim.loss_raw")
+            places = [own.index(loss) for loss in told]  # told a step or a few late, in order, each at most once
+            assert places == sorted(set(places))
         assert set(series(folder, 0, f"optim.rank_weight_drift{{rank={rank}}}")) <= {0.0}
+    together = series(folder, 0, "optim.loss_raw")[1:]  # after its own first one: what the ranks made of each step, a step or a few late
+    everybody = [loss for rank in range(1, world) for loss in series(folder, rank, "optim.loss_raw")]
+    assert 3 <= len(together) <= 30
+    assert statistics.fmean(together[-3:]) == pytest.approx(statistics.fmean(everybody[-3:]), rel=0.2)
     norms = {record["step"]: record["values"] for record in records(folder, 0) if record.get("event") == "frame" and record["closes"]}
     assert len(norms) == 30
     assert all(values["optim.grad_norm_step"] == pytest.approx(values["optim.grad_norm"]) for values in norms.values())

@@ -11,16 +11,19 @@ All traffic is in one daemon thread per process with its own connection; the tra
 from __future__ import annotations
 
 import bisect
+import json
 import math
 import statistics
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+
+from trainvitals.events import split_label
 
 TRAINING, OFF, ENDED, FAILED = range(4)
 """What a rank says it is doing; `OFF`: it trains, but is not observed any more."""
@@ -33,10 +36,19 @@ LOOK = 0.3
 """Seconds between two looks for ranks that have not spoken yet; some may never do."""
 KEEP_SECONDS, KEEP_ROWS = 2.0, 64
 """A post repeats this much of the past, so that a reader that comes late by a round or two misses nothing."""
+KEEP_VALUES = 8
+"""Steps of which a post repeats the signals: a rank says some forty a step, and what is lost to a reader that is later than this was one sample."""
 MANY = 64
 """Ranks beyond which only those that stand out are published: rules watch that many instances (`watch.MAX_INSTANCES`)."""
 _HEAD, _ROW = struct.Struct("<6q"), struct.Struct("<2q5d")
 _HAS_LOSS, _HAS_WEIGHTS = 1, 2
+_COMMON = ("optim.", "adapter.", "run.", "time.", "eval.")
+_OWN_ALL_THE_SAME = frozenset({"optim.loss_raw", "optim.loss_start"})
+_WORST_IS_HIGH = frozenset({
+    "memory.vram_used_fraction", "memory.vram_allocated_peak_bytes", "memory.vram_reserved_bytes", "memory.vram_alloc_retries",
+    "device.temperature_celsius", "device.throttled", "device.ecc_errors",
+})  # fmt: skip
+_WORST_IS_LOW = frozenset({"memory.host_available_bytes"})
 
 
 @dataclass(slots=True)
@@ -71,6 +83,7 @@ class Post:
         state: `TRAINING`, `OFF`, `ENDED` or `FAILED`.
         beats: How often the rank has spoken: a number that stands still is a process that is gone or frozen.
         rows: The newest steps.
+        values: Signals that the rank made from its own data, with their step, of the newest steps.
     """
 
     place: int = 0
@@ -79,14 +92,17 @@ class Post:
     state: int = TRAINING
     beats: int = 0
     rows: list[Row] = field(default_factory=list)
+    values: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
 
 def pack(post: Post) -> bytes:
-    """A post as bytes: 48 for the head and 56 for each row."""
+    """A post as bytes: 48 for the head, 56 for each row, then the signals as JSON."""
     parts = [_HEAD.pack(post.place, post.full, post.short, post.state, post.beats, len(post.rows))]
     for row in post.rows:
         has = _HAS_LOSS * (row.loss is not None) + _HAS_WEIGHTS * (row.weights is not None)
         parts.append(_ROW.pack(row.step, has, row.seconds, row.own, row.step_seconds, row.loss or 0.0, row.weights or 0.0))
+    if post.values:
+        parts.append(json.dumps(post.values, separators=(",", ":")).encode())
     return b"".join(parts)
 
 
@@ -95,6 +111,7 @@ def unpack(data: bytes) -> Post:
 
     Raises:
         struct.error: If the bytes are no post.
+        ValueError: If what follows the rows is no JSON.
     """
     place, full, short, state, beats, count = _HEAD.unpack_from(data)
     rows = []
@@ -103,7 +120,9 @@ def unpack(data: bytes) -> Post:
         rows.append(
             Row(step, seconds, own, step_seconds, loss if has & _HAS_LOSS else None, weights if has & _HAS_WEIGHTS else None)
         )
-    return Post(place, full, short, state, beats, rows)
+    tail = data[_HEAD.size + count * _ROW.size :]
+    values = [(int(step), found) for step, found in json.loads(tail)] if tail else []
+    return Post(place, full, short, state, beats, rows, values)
 
 
 # ---- numbers in, numbers out ----
@@ -134,6 +153,39 @@ def step_signals(rows: Mapping[int, Row]) -> dict[str, float]:
         for rank in shown:
             values[f"optim.rank_weight_drift{{rank={rank}}}"] = abs(weights[rank] - middle) / middle if middle else 0.0
     return values
+
+
+def is_local(name: str) -> bool:
+    """Whether each rank makes this signal from its own data or device; the others are of the model that all train, or of the host's clock."""
+    return "{rank=" not in name and (name in _OWN_ALL_THE_SAME or not name.startswith(_COMMON))
+
+
+def reduced(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """One value of each signal from those of several ranks and steps.
+
+    The mean, each part counting alike; the largest of a ``max`` and the smallest of a ``min``; of memory and devices the worst. A value
+    that is not finite stays, so that one rank's NaN is not averaged away. A signal that some ranks lack is reduced over the others.
+    """
+    found: dict[str, list[float]] = {}
+    for values in parts:
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: _reduced(name, values) for name, values in found.items()}
+
+
+def _reduced(name: str, values: list[float]) -> float:
+    for value in values:
+        if not math.isfinite(value):
+            return value
+    low, high = min(values), max(values)
+    if low == high:
+        return low  # what all ranks hold alike keeps its last digit
+    full = split_label(name)[0]
+    if full in _WORST_IS_HIGH or full.endswith((".max", "_max")):
+        return high
+    if full in _WORST_IS_LOW or full.endswith((".min", "_min")):
+        return low
+    return sum(values) / len(values)
 
 
 def shown_ranks(rows: Mapping[int, Row], lags: Mapping[int, float]) -> list[int]:
@@ -229,6 +281,10 @@ class Exchange:
         self._recent: deque[tuple[float, Row]] = deque(maxlen=KEEP_ROWS)
         self._history: dict[int, dict[int, Row]] = {}
         self._given = 0
+        self._own: deque[tuple[int, dict[str, float]]] = deque(maxlen=KEEP_VALUES)
+        self._values: dict[int, dict[int, dict[str, float]]] = {}
+        self._newest: dict[int, int] = {}  # step of the newest signals of each rank
+        self._settled = 0
         self._heard: dict[int, float] = {}
         self._look_at = -math.inf
         self._lock = threading.Lock()
@@ -252,6 +308,27 @@ class Exchange:
             if self.rank == 0:
                 self._history.setdefault(row.step, {})[self.rank] = row
         self._wake.set()
+
+    def share(self, step: int, values: dict[str, float]) -> None:
+        """What this rank made of its own data in a step; nothing is said as well, so that nobody waits for more."""
+        with self._lock:
+            self._own.append((step, values))
+            if self.rank == 0:
+                self._take(0, step, values)
+        self._wake.set()
+
+    def _take(self, rank: int, step: int, values: dict[str, float]) -> None:
+        if step > self._settled:
+            self._values.setdefault(step, {})[rank] = values
+        self._newest[rank] = max(step, self._newest.get(rank, 0))
+
+    def settled(self) -> list[dict[str, float]]:
+        """On rank 0: what the ranks shared in steps that all which speak have ended, and that was not given before, oldest first."""
+        with self._lock:
+            upto = min((self._newest.get(rank, 0) for rank, post in self.posts.items() if post.state == TRAINING), default=0)
+            found = [values for step in sorted(self._values) if step <= upto for values in self._values.pop(step).values()]
+            self._settled = max(self._settled, upto)
+            return found
 
     def complete(self) -> list[dict[int, Row]]:
         """On rank 0: steps that all ranks which speak have ended, and that were not given before, oldest first."""
@@ -311,9 +388,10 @@ class Exchange:
         oldest = time.monotonic() - KEEP_SECONDS
         with self._lock:
             rows = [row for at, row in self._recent if at >= oldest] or [row for _, row in list(self._recent)[-2:]]
+            values = list(self._own)
         mine = self.mine
         mine.beats += 1
-        store.set(f"{self._prefix}/{self.rank}", pack(Post(mine.place, mine.full, mine.short, mine.state, mine.beats, rows)))
+        store.set(f"{self._prefix}/{self.rank}", pack(Post(mine.place, mine.full, mine.short, mine.state, mine.beats, rows, values)))
         if self.rank == 0:
             self._read(store)
 
@@ -336,9 +414,12 @@ class Exchange:
                 for row in post.rows:
                     if row.step > self._given:
                         self._history.setdefault(row.step, {})[rank] = row
+                for step, values in post.values:
+                    self._take(rank, step, values)
         with self._lock:
-            for step in sorted(self._history)[: max(0, len(self._history) - 512)]:
-                del self._history[step]
+            for steps in (self._history, self._values):
+                for step in sorted(steps)[: max(0, len(steps) - 512)]:
+                    del steps[step]
 
 
 def own_connection(store: Any) -> Any:

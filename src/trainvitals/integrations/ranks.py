@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from trainvitals.integrations.rank_exchange import ENDED, FAILED, OFF, Exchange, Row, step_signals
+from trainvitals.integrations.rank_exchange import ENDED, FAILED, OFF, Exchange, Row, is_local, reduced, step_signals
 from trainvitals.items import Frame, Tick
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class _Ranks:
         self._hooks = hooks
         self._exchange: Exchange | None = None
         self._off = False
+        self._heard_all = False
         self._model: Any = None  # the wrapped model whose DDP buffers are watched
         self._sharded = False
         self._full = 0
@@ -215,6 +216,21 @@ class _Ranks:
             for name, value in {**self._news(exchange), **exchange.standing(stalled=False)}.items():
                 self._hooks.give(name, value)
 
+    def share(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """A step is closed: say what this rank made of its own data. Rank 0 gets what all ranks made instead, as much as is there.
+
+        That is of a step or a few before; until the first comes, its own stands in, for rules that look at the first updates.
+        """
+        exchange = self._exchange
+        if exchange is None:
+            return values
+        exchange.share(step, {name: float(value) for name, value in values.items() if is_local(name)})
+        if exchange.rank != 0 or len(exchange.posts) < 2:
+            return values
+        found = reduced(exchange.settled())
+        self._heard_all = self._heard_all or bool(found)
+        return {**{name: value for name, value in values.items() if not is_local(name)}, **found} if self._heard_all else values
+
     def _news(self, exchange: Exchange) -> dict[str, float]:
         """What became complete since the last look; a NaN of one of several steps is not hidden by a later one."""
         values: dict[str, float] = {}
@@ -256,7 +272,8 @@ class _Ranks:
             store, rank, world, f"trainvitals/{training}", on_error=self._failed, on_quiet=self._quiet if rank == 0 else None
         )
         exchange.start()
-        self._exchange, self._off = exchange, False
+        self._exchange, self._off, self._heard_all = exchange, False, False
+        self._hooks.callback.share = self.share
         for module in {sys.modules[cls.__module__] for cls in type(self._hooks.trainer).__mro__ if cls.__module__ in sys.modules}:
             for name in FUNCTIONS:
                 if getattr(vars(module).get(name), "__module__", "").startswith("accelerate."):
@@ -310,7 +327,9 @@ class _Ranks:
         if exchange is None:
             return
         heard = exchange.finish({"completed": ENDED, "off": OFF}.get(status, FAILED))
+        self._hooks.callback.share = None
         if exchange.rank == 0 and heard:
             # Who left first cannot be told from here; `trainvitals check` reads the records of all ranks.
             news = {} if status in {"completed", "off"} else self._news(exchange)
-            self._tell({**news, **exchange.standing(stalled=False)})
+            last = reduced(exchange.settled()) if self._heard_all else {}
+            self._tell({**last, **news, **exchange.standing(stalled=False)})

@@ -106,6 +106,7 @@ class VitalsCallback(TrainerCallback):
         self.pending: dict[str, float] = {}  # signals of the open step
         self.latest: dict[str, float] = {}
         self.hooks: Any = None  # integrations.hooks.Hooks
+        self.share: Callable[[int, dict[str, float]], dict[str, float]] | None = None  # what the ranks make of a step together
         self.resume_path: str | None = None
         self.guard = ExitGuard(self.finish)
         self.pre_clip_norm: torch.Tensor | float | None = None
@@ -367,9 +368,8 @@ class VitalsCallback(TrainerCallback):
             if fresh
             else Frame(self._step, {}, time=now)
         )
-        frame.values.update(self._once)
-        frame.values.update(self.pending)
-        frame.values.update(self.later.ready(wait=self._is_last))
+        own = {**self._once, **self.pending, **self.later.ready(wait=self._is_last)}
+        frame.values.update(own if self.share is None else self.share(self._step, own))
         self.count_bad = self.count_bad or not math.isfinite(frame.values.get("optim.grad_norm_step", 0.0))
         frame.epoch = self._epoch if frame.epoch is None else frame.epoch
         frame.step = self._step

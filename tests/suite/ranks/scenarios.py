@@ -118,6 +118,18 @@ def nan(trainer: Any, rank: int, at: int) -> None:
     trainer.compute_loss = compute_loss
 
 
+def endless(trainer: Any, rank: int) -> None:
+    """The rows of one rank have no end token: a shard that another version has tokenised."""
+
+    def cut(number: int, features: Any) -> None:
+        for row in features:
+            kept = [place for place, token in enumerate(row["input_ids"]) if token != tiny.END_ID]
+            row.update({name: [row[name][place] for place in kept] for name in ("input_ids", "labels")})
+
+    if rank == RANK:
+        before_batches(trainer, cut)
+
+
 def drift(trainer: Any, rank: int, at: int) -> None:
     def change(model: Any) -> None:
         if rank == RANK:
@@ -228,6 +240,7 @@ FAULTS: dict[str, Any] = {
     "run_out": lambda trainer: run_out(trainer, 1, 6),
     "slow1": lambda trainer: slow(trainer, 1, 0.15),
     "nan1": lambda trainer: nan(trainer, 1, 12),
+    "endless": lambda trainer: endless(trainer, 1),
     "accumulate": lambda trainer: None,
     "only_rank_0": lambda trainer: None,
     "off": lambda trainer: None,
