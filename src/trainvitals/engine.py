@@ -191,16 +191,14 @@ class Engine:
             self._judge(self.step, item.time, out)
 
     def _start(self, item: RunStart) -> None:
-        self._restarted = self._origin is not None
-        self._ended = False
+        self._restarted, self._ended = self._origin is not None, False
         self._reporter.run = replace(item, config=dict(item.config))
         self._maker.trainer = item.trainer
         self._info = run_info(item)
         if item.time is not None:
             self.store.clock.time = item.time
-        if item.emits is None and not self._known:
-            self._bound = False  # the first frame tells what this run emits
-        else:
+        self._bound = False
+        if item.emits is not None or self._known:  # else the first frame tells what this run emits
             self._bind()
 
     def _apply(self, item: Applied, out: list[Output]) -> None:

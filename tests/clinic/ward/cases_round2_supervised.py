@@ -185,7 +185,7 @@ CASES: tuple[Case, ...] = (
     _sft("padding-learned", "Batches are padded to 64 tokens and the padding is trained on.", padding_learned, STEPS, ["loss-too-low", "padding-learned"], ("data", "efficiency"), LEARNS),
     _sft("sorted", "Rows are sorted by answer and read in order.", sorted_rows, STEPS, ["completion-drift", "prompt-drift", "loss-spike", "overfitting", "no-rule:sorted-data"],
          ("data", "ood-drift", "numerics", "over-optimization"), ("drifting", "over_optimizing", "diverged", "stalled")),
-    _sft("dropout", "Dropout of 0.9 behind each layer, in training only.", dropout, STEPS, ["loss-plateau", "no-rule:dropout"], ("stall", "config"), ("stalled", *LEARNS)),
+    _sft("dropout", "Dropout of 0.9 behind each layer, in training only.", dropout, STEPS, ["loss-plateau", "forward-pass-random"], ("stall", "config"), ("stalled", *LEARNS)),
     _sft("norms-only", "Only the norms' weights are trained.", norms_only, STEPS, ["loss-plateau", "hardly-anything-trained"], ("stall", "config"), ("stalled", "steady")),
     _sft("decay-later", f"From update {BREAK + 1} on the weight decay is 50.", decay_later, STEPS, ["loss-spike", "loss-diverged", "step-size-too-large", "no-rule:weight-decay-too-high"],
          ("numerics", "config"), ("diverged", "drifting", "stalled"), onset=BREAK),

@@ -223,7 +223,7 @@ CASES: tuple[Case, ...] = (
     ),
     _async(
         "template-changed", f"From update {cases_async.BREAK} on the workers run another version, which sends the bare question without the chat template (AS-15).", template_changed, cases_async.STEPS,
-        ["reward-drop", "prompt-drift", "no-rule:worker-changed"], ("collapse", "data", "ood-drift"), ("collapsed", "drifting", *HEALTHY_STATES), onset=cases_async.BREAK - 1,
+        ["reward-drop", "prompt-drift", "prompt-frame-changed"], ("collapse", "data", "ood-drift"), ("collapsed", "drifting", *HEALTHY_STATES), onset=cases_async.BREAK - 1,
     ),
     _async(
         "queue-fills", f"From update {cases_async.BREAK} on twice as much is generated as is trained, into a queue of 64 (AS-08).", queue_fills, cases_async.STEPS,
