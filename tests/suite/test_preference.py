@@ -285,6 +285,29 @@ def test_margins_and_lengths_of_the_newest_pairs(name: str, tmp_path, train) -> 
     assert max(seen.series("preference.chosen_commonest_fraction").values()) < 0.2
 
 
+@pytest.mark.parametrize(
+    ("margins", "logged", "others"),
+    [([0.1, 0.5, -0.3], 0.1, False), ([0.1, 0.5, -0.3], -0.1, True), ([-90.0, -80.0], 0.4, True), ([0.0, 0.0], 0.0, False), ([1.0, 1.01], 1.05, False)],
+)
+def test_whether_margins_are_those_that_are_logged(margins: list[float], logged: float, others: bool) -> None:
+    assert preference.not_these(torch.tensor(margins), logged) is others
+
+
+def test_rewards_in_another_order_than_ours_are_told_and_not_used(tmp_path, train, monkeypatch) -> None:
+    """A TRL that gathers rejected before chosen: every margin would have the wrong sign."""
+    heard = preference._Preference.after_gather
+
+    def swapped(self: Any, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        heard(self, result, args, kwargs, seconds)
+        if self._rewards is not None and len(self._rewards) == 2:
+            self._rewards.reverse()
+
+    monkeypatch.setattr(preference._Preference, "after_gather", swapped)
+    seen = train(build.dpo(str(tmp_path), data=build.pairs(varied, count=128), **{**FAST, "max_steps": 8, "per_device_train_batch_size": 16}))
+    assert any("are not those whose mean margin" in notice for notice in seen.notices)
+    assert "preference.margin_length_correlation" not in seen.signals
+
+
 def test_one_chosen_answer(tmp_path, train) -> None:
     data = build.pairs(lambda row: {**row, "chosen": "none"})
     seen = train(build.dpo(str(tmp_path), data=data, **{**FAST, "max_steps": 4, "per_device_train_batch_size": 16}))

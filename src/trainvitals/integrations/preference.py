@@ -183,6 +183,12 @@ def moved(rewards: Mapping[str, float], beta: float) -> dict[str, float]:
     return {f"preference.logratio_{split}": rewards[f"rewards/{split}"] / beta for split in _SPLITS if f"rewards/{split}" in rewards}
 
 
+def not_these(margins: torch.Tensor, logged: float) -> bool:
+    """Whether margins cannot have the logged mean: TRL gathers other numbers first, or rejected before chosen. Half precision is no reason."""
+    middle, spread = float(margins.double().mean()), float(margins.double().std(correction=0))
+    return abs(middle - logged) > 0.1 * abs(logged) + 0.05 * spread + 1e-3
+
+
 def gap(movements: Sequence[float]) -> float:
     """Largest absolute value; NaN when any is NaN."""
     return math.nan if any(math.isnan(x) for x in movements) else max(abs(x) for x in movements)
@@ -335,13 +341,23 @@ class _Preference:
                 hooks.put(tensors, compute)
         if self._pairs:
             margins = [torch.cat(self._margins)] if len(self._margins) == len(self._pairs) else []
-            hooks.put([torch.cat(self._pairs, dim=1), *margins], self._pair_signals)
+            logged = self._logged_margin(step)
+            hooks.put([torch.cat(self._pairs, dim=1), *margins], lambda tensors: self._pair_signals(tensors, logged))
         self._rows, self._counts, self._classes, self._scores, self._lengths, self._first = [], [], [], [], [], []
         self._pairs, self._margins, self._rewards, self._texts = [], [], None, []
 
-    def _pair_signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
+    def _logged_margin(self, step: Mapping[str, float]) -> float | None:
+        """What TRL logs as the mean margin of these very pairs; None where other ranks' are in it, or micro-batches of other sizes."""
+        alone = int(getattr(getattr(self._hooks.trainer, "accelerator", None), "num_processes", 1)) == 1
+        return step.get("rewards/margins") if alone and len({len(part) for part in self._margins}) == 1 else None
+
+    def _pair_signals(self, tensors: list[torch.Tensor], logged: float | None) -> dict[str, float]:
         chosen, rejected, prints = tensors[0]
-        values = self._bias.signals(chosen, rejected, tensors[1] if len(tensors) > 1 else None)
+        margins = tensors[1] if len(tensors) > 1 else None
+        if margins is not None and logged is not None and not_these(margins, logged):
+            msg = f"the rewards that were heard of these pairs are not those whose mean margin, {logged:.3g}, is logged"
+            raise ValueError(msg)
+        values = self._bias.signals(chosen, rejected, margins)
         share = self._commonest.share(x for x in prints.tolist() if x)  # 0: truncation left no token
         return values if share is None else {**values, "preference.chosen_commonest_fraction": share}
 
