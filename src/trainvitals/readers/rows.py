@@ -135,7 +135,7 @@ def build(log: Log, mapper: Mapper, *, format: str) -> Recording:
     first = next((frame for frame in frames if frame.phase == "train"), None)
     if first is not None and any(frame.values for frame in frames):
         first.values.update(settings)
-    emits = frozenset(split_label(key)[0] for frame in frames for key in frame.values)
+    emits = frozenset(split_label(key)[0] for key in set[str]().union(*(frame.values for frame in frames)))
     if not emits:
         log.notes.append("no known metric: nothing in this log can be evaluated")
     start = RunStart(
@@ -160,8 +160,14 @@ def _declared_total(rows: Sequence[Row]) -> int | None:
 
 def is_eval(row: Row) -> bool:
     """Whether every metric that has a value carries an evaluation prefix."""
-    names = [name for name, value in row.metrics.items() if value is not None and name not in BOOKKEEPING and name not in ("epoch", "train/epoch")]
-    return bool(names) and all(name.removeprefix("train/").startswith(("eval_", "eval/")) for name in names)
+    found = False
+    for name, value in row.metrics.items():
+        if value is None or name in BOOKKEEPING or name in ("epoch", "train/epoch"):
+            continue
+        if not name.removeprefix("train/").startswith(("eval_", "eval/")):
+            return False  # the first metric of most rows
+        found = True
+    return found
 
 
 def _nulls(log: Log) -> None:
