@@ -273,6 +273,19 @@ def test_a_run_that_does_not_say_what_it_emits_emits_what_came_so_far(tmp_path: 
     assert [state for _, name, state in findings(records) if name == "kl-high"] == ["firing"]
 
 
+def test_a_rule_that_turns_on_a_setting_which_nobody_told_is_inactive_until_it_is(tmp_path: Path) -> None:
+    """A plain loop has no configuration to read: the rule names the setting instead of being called blind later."""
+    lint = rule(tmp_path, "lint")
+    lint.write_text(lint.read_text().replace("when: ", "when: config.beta > 0 and config.beta < 0.5 and "))
+    engine = Engine(load(lint))
+    records = drive(engine, [RunStart("r", "grpo"), *frames([9.0] * 300, "policy.kl_ref")])
+    assert findings(records) == []
+    line = engine.coverage().rules[0]
+    assert (line.status, line.reason) == ("inactive", "needs settings that are not known of this run: config.beta")
+    records = drive(engine, [Applied(300, "beta", None, 0.1), *(Frame(301 + index, {"policy.kl_ref": 9.0}) for index in range(20))])
+    assert [state for _, name, state in findings(records) if name == "lint"] == ["firing"]
+
+
 def test_what_cannot_come_is_inactive_and_other_trainers_are_not_applicable(tmp_path: Path) -> None:
     absent = rule(tmp_path, "absent", 1)
     other = rule(tmp_path, "other", 2)

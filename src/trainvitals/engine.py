@@ -197,9 +197,7 @@ class Engine:
         self._info = run_info(item)
         if item.time is not None:
             self.store.clock.time = item.time
-        self._bound = False
-        if item.emits is not None or self._known:  # else the first frame tells what this run emits
-            self._bind()
+        self._bind()
 
     def _apply(self, item: Applied, out: list[Output]) -> None:
         if not self._bound:

@@ -244,6 +244,8 @@ class Watched:
             self.missing = watch.when.missing
             if watch.when.status == "inactive":
                 self.off, self.reason = "inactive", f"this run does not emit {', '.join(watch.when.missing)}"
+            elif watch.when.unset and not watch.when.possible:
+                self.off, self.reason = "inactive", f"needs settings that are not known of this run: {', '.join(watch.when.unset)}"
             return
         if self.labelled and emits is not None and not self.labelled & emits:
             self.missing = tuple(sorted(self.labelled))

@@ -151,9 +151,28 @@ def test_generated_code_equals_the_tree(seed: int) -> None:
                 assert fast == slow, bound.expr.text
                 assert type(fast) is type(slow), bound.expr.text
                 assert not isinstance(fast, float) or math.isfinite(fast), bound.expr.text
+                assert fast is not True or bound.possible, bound.expr.text
 
 
 UNKNOWN, TRUE, FALSE = "policy.entropy > 1", "reward.mean > 1", "reward.mean > 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "unset"),
+    [
+        ("config.unheard_of > 0 and reward.mean > 1", ["config.unheard_of"]), ("not (config.unheard_of > 0 or reward.mean > 1)", ["config.unheard_of"]),
+        ("reward.mean > config.unheard_of * 2", ["config.unheard_of"]), ("reward.mean > 1 if config.unheard_of == 1 else false", ["config.unheard_of"]),
+        ("reward.mean > (1 if config.nothing else 2)", ["config.nothing"]), ("min(config.unheard_of, 2) > reward.mean and run.logging_every > 1", ["config.unheard_of", "run.logging_every"]),
+    ],
+)  # fmt: skip
+def test_what_turns_on_an_unknown_setting_cannot_hold(text: str, unset: list[str]) -> None:
+    bound = _bound(text, [])
+    assert (bound.possible, list(bound.unset)) == (False, unset)
+
+
+@pytest.mark.parametrize("text", ["config.unheard_of > 0 or reward.mean > 1", "not (config.unheard_of > 0 and reward.mean > 1)", "config.beta > 0 and reward.mean > 1"])
+def test_what_can_do_without_an_unknown_setting_can_hold(text: str) -> None:
+    assert _bound(text, []).possible
 
 
 @pytest.mark.parametrize(

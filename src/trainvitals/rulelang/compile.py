@@ -23,6 +23,7 @@ from trainvitals.rulelang.kleene import (
     Negative,
     Read,
     Value,
+    can_be,
     canonical,
     evaluate,
     expires,
@@ -71,9 +72,10 @@ class Bound:
         missing: Absent signals that it reads, sorted.
         signals: Signals that it still reads.
         keys: Series that it still reads, directly or through a window.
+        unset: Settings (``config.X``, ``run.X``) that it asks for and this run does not say, sorted.
     """
 
-    __slots__ = ("_binder", "_context", "_read", "_tree", "expr", "keys", "missing", "signals", "status")
+    __slots__ = ("_binder", "_context", "_read", "_tree", "expr", "keys", "missing", "signals", "status", "unset")
 
     def __init__(self, expr: Expr, tree: Tree, binder: Binder, context: _Context) -> None:
         self.expr = expr
@@ -83,6 +85,7 @@ class Bound:
         self.missing: tuple[str, ...] = tuple(sorted(context.missing))
         self.signals: frozenset[str] = frozenset(context.signals)
         self.keys: frozenset[str] = frozenset(context.keys)
+        self.unset: tuple[str, ...] = tuple(sorted(context.unset))
         inactive = isinstance(tree, Absent)
         self.status: Literal["full", "degraded", "inactive"] = "inactive" if inactive else "degraded" if context.pruned else "full"
         self._read: Callable[[], Value] | None = None
@@ -106,6 +109,11 @@ class Bound:
     def constant(self) -> bool:
         """Whether the value is the same for the whole run."""
         return isinstance(self._tree, Const)
+
+    @property
+    def possible(self) -> bool:
+        """Whether it can be true at all: not where a setting that it turns on is unknown for the whole run."""
+        return can_be(self._tree, True)
 
     @property
     def narrowest(self) -> float:
@@ -152,6 +160,7 @@ class _Context:
         self.missing: set[str] = set()
         self.signals: set[str] = set()
         self.keys: set[str] = set()
+        self.unset: set[str] = set()
         self.pruned = False
 
 
@@ -241,15 +250,17 @@ class Binder:
             context.missing |= read.missing
             context.signals |= read.signals
             context.keys |= read.keys
+            context.unset |= read.unset
             context.pruned |= read.pruned
             return tree
         if name in context.params:
             return constant(context.params[name])
         family, _, rest = name.partition(".")
-        if family == "config":
-            return constant(self.config.get(rest))
-        if family == "run" and rest in RUN_NAMES:
-            return self._run(rest)
+        if family == "config" or (family == "run" and rest in RUN_NAMES):
+            setting = constant(self.config.get(rest)) if family == "config" else self._run(rest)
+            if setting == UNKNOWN:
+                context.unset.add(name)
+            return setting
         series = self._signal(name, context)
         if isinstance(series, Absent):
             return series

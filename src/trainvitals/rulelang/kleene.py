@@ -237,6 +237,38 @@ def expires(node: Bound) -> float:
             return math.inf
 
 
+def can_be(node: Bound, value: bool) -> bool:
+    """Whether a condition can have this value at all, some of its settings being unknown for the whole run."""
+    match node:
+        case Const(known):
+            return known is value
+        case Inverse(operand):
+            return can_be(operand, not value)
+        case Junction(op, terms):
+            return (any if value is (op == "or") else all)(can_be(term, value) for term in terms)
+        case Choice(condition, then, other):
+            return (can_be(condition, True) and can_be(then, value)) or (can_be(condition, False) and can_be(other, value))
+        case _:
+            return can_be_known(node)
+
+
+def can_be_known(node: Bound) -> bool:
+    """Whether a number or a comparison of numbers can have a value at all."""
+    match node:
+        case Const(value):
+            return value is not None
+        case Choice(condition, then, other):
+            return (can_be(condition, True) and can_be_known(then)) or (can_be(condition, False) and can_be_known(other))
+        case Negative(operand):
+            return can_be_known(operand)
+        case Arithmetic(_, left, right) | Comparison(_, left, right):
+            return can_be_known(left) and can_be_known(right)
+        case Math(_, args):
+            return all(can_be_known(argument) for argument in args)
+        case _:
+            return True
+
+
 def cost(node: Bound) -> float:
     """Rough relative cost of evaluating a tree, cheapest terms first: of ``and`` and ``or`` mostly the first one decides."""
     match node:
