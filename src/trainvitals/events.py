@@ -122,6 +122,7 @@ class RewardEvent(Event):
     same_text_spread: dict[str, float] | None = signal("ratio", "Mean square difference of one function's scores for copies of one completion, over that for different completions beside them (newest 256 pairs of copies; both directions of a difference must occur): 0 when the text decides the score, 1 when it does not.", low=0, emitters="grpo rloo sdpo", cadence="rollout", label="component")
     same_text_differing: dict[str, float] | None = signal("count", "Pairs of copies of one completion (of the newest 256) that one function scored differently.", low=0, emitters="grpo rloo sdpo", cadence="rollout", label="component")
     same_text_zero_fraction: dict[str, float] | None = signal("fraction", "Of the copies that one function scored differently, the share in which one of two has exactly 0; told of functions with three and more other scores, which copies otherwise share.", low=0, high=1, emitters="grpo rloo sdpo", cadence="rollout", label="component")
+    text_slope: dict[str, float] | None = signal("ratio", "Slope of one function's scores on what the texts of the answers promised, both within groups: 1 when scores go by the text as they did, 0 when they have nothing to do with it any more. The prediction (ridge regression on shares of tokens and length) is made before it sees the batch; newest 256 answers of groups with spread, told while its standard error is at most 0.2.", emitters="grpo rloo sdpo", cadence="rollout", label="component")
 
 
 class AdvantageEvent(Event):
