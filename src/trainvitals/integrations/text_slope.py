@@ -7,10 +7,13 @@ policy writes none, the connection itself has to be measured.
 * *What a text is.* Shares of its tokens, hashed into `BUCKETS`, and the logarithm of its length; of a batch of long texts, tokens from both
   ends (`TOKENS` of the batch), where formats, answers and cuts stand. Of the score: its distance from the mean of its group, over the group's own
   spread, as an advantage has it. Groups without spread tell nothing and are left out.
-* *The prediction.* Ridge regression on the newest `MEMORY` stretches (each forgets a twentieth of what was before), so that it goes along with a
-  policy, a data set or a reward function that changes. `RIDGE` is what it takes for granted: that many answers of which the text says nothing.
-* *Told before it is learned.* Each stretch of `LEAST` answers and more is predicted first and learned from then. The slope of score on prediction
-  over the newest `WINDOW` answers is out of sample: 1 where the score does what the text promised, 0 where it has nothing to do with it any more.
+* *The prediction.* Ridge regression (Hoerl and Kennard 1970) that forgets a thirtieth of what it knows with each stretch of `LEAST` answers or more,
+  so that it goes along with a policy, a data set or a reward function that changes.
+* *Told before it is learned* (prequential, Dawid 1984). The slope of score on prediction over the newest `WINDOW` answers is out of sample: 1
+  where the score does what the text promised, 0 where it has nothing to do with it any more.
+* *Lost or another one.* Where the slope is small, the newest answers are asked whether they foretell each other's scores, each eighth of their
+  groups from the other seven. If they do, by `NEW` standard errors, there is a connection, only not the one that was learned: another reward function,
+  other prompts, a lost sign. Then `CHANGED` is told at least. It takes no memory of what was, so it is there as soon as the new answers are.
 
 Why the slope and not the correlation: as a policy becomes good its answers become alike, a judge's noise remains, and the correlation
 falls in every healthy run. The slope stays near 1 and only its error grows. It is told while that error (of a regression whose errors differ
@@ -25,8 +28,8 @@ import math
 import zlib
 from collections import deque
 from collections.abc import Sequence
-from itertools import chain
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +42,22 @@ TOKENS = 8192
 """Tokens of a batch that are looked at: 128 of each of 64 answers, in a third of a millisecond."""
 LEAST = 32
 """Answers, in groups with spread, that are predicted and learned at a time; smaller batches are put together."""
-MEMORY = 20
-"""Stretches that the prediction goes back on: 640 answers, ten for each of its weights."""
+MEMORY = 30
+"""Stretches that the prediction goes back on: 960 answers, fifteen for each of its weights."""
 WINDOW = 256
 """Newest answers of which the slope is told: its error is 1/16 over the correlation that there was, once nothing is left of it."""
 RIDGE = 32.0
-"""Answers worth of doubt: half of the words' weight while a single small batch was seen, a twentieth when the memory is full."""
+"""Answers worth of doubt: half of each weight while a single small stretch was seen, a thirtieth when the memory is full."""
 ERROR = 0.2
 """Largest standard error of a slope that is told."""
 SPREAD = 32
 """Fewest answers, by Kish's count, that the spread of the predictions comes from; 85 of 256 where they are normal."""
+FOLDS = 8
+"""Parts of the newest answers, of whole groups, each of which is predicted from the others."""
+NEW = 3.0
+"""Standard errors from which on they foretell each other: by chance in one look of 740, where a new reward function gives four and more."""
+CHANGED = 0.5
+"""What is told at least where there is a connection, but another one: neither that it holds nor that it is gone."""
 _FLAT = 1e-5  # of the group's largest score: scores are numbers of 32 bits, whose rounding is 1e-7
 _MANY = 16  # reward functions that are followed
 _HALF = np.triu_indices(BUCKETS + 1)
@@ -66,7 +75,8 @@ def features(rows: Sequence[Sequence[int]]) -> Floats:
     tokens = np.fromiter(chain.from_iterable(rows), np.int64, int(taken.sum())) % BUCKETS
     counts = np.bincount(np.repeat(np.arange(len(rows)) * BUCKETS, taken) + tokens, minlength=len(rows) * BUCKETS)
     shares = counts.reshape(-1, BUCKETS) / np.maximum(taken, 1)[:, None]
-    return np.column_stack([shares, np.log1p(lengths)])
+    table: Floats = np.column_stack([shares, np.log1p(lengths)])
+    return table
 
 
 def within_groups(texts: Floats, scores: Floats, parts: Sequence[slice]) -> list[tuple[Floats, Floats]]:
@@ -85,64 +95,94 @@ def within_groups(texts: Floats, scores: Floats, parts: Sequence[slice]) -> list
     return groups
 
 
+def _weights(moments: Floats, products: Floats, count: float) -> Floats:
+    """Ridge regression where all shares have one scale, so that a rare token is doubted, and the length has its own."""
+    spread = np.diag(moments) / max(1.0, count)
+    scale = np.full(BUCKETS + 1, math.sqrt(float(spread[:BUCKETS].mean())) or 1.0)
+    scale[BUCKETS] = math.sqrt(float(spread[BUCKETS])) or 1.0
+    solved: Floats = np.linalg.solve(moments / np.outer(scale, scale) + RIDGE * np.eye(BUCKETS + 1), products / scale)
+    return solved / scale
+
+
+def slope_of(scores: Floats, promised: Floats, free: int) -> tuple[float, float]:
+    """Slope of scores on predictions, both around 0, and its standard error (White 1980); an infinite one where predictions have no spread.
+
+    Args:
+        scores: Distances from the group's mean.
+        promised: What was predicted of them.
+        free: Answers less the means that were taken from them.
+    """
+    square = float(promised @ promised)
+    if square <= 0:
+        return 0.0, math.inf
+    slope = float(promised @ scores) / square
+    missed = promised * (scores - slope * promised)
+    return slope, math.sqrt(float(missed @ missed) * len(scores) / max(1, free - 1)) / square
+
+
+class _Group(NamedTuple):
+    """The scored answers of one prompt, as distances from their mean, and what was predicted of them."""
+
+    texts: Floats
+    scores: Floats
+    promised: Floats
+
+
 class _Follower:
-    """One reward function: what was learned of it, how far that came true, and groups that wait to be a stretch."""
+    """One reward function: what was learned of it, the newest answers with what they promised, and groups that wait to be a stretch."""
 
     def __init__(self) -> None:
         self._moments = np.zeros((BUCKETS + 1, BUCKETS + 1))
         self._products = np.zeros(BUCKETS + 1)
         self._count = 0.0
-        self._sums: deque[list[float]] = deque()  # of each stretch in the window, see `_compare`
+        self._window: deque[_Group] = deque()
         self._waiting: list[tuple[Floats, Floats]] = []
 
     def add(self, groups: Sequence[tuple[Floats, Floats]]) -> float | None:
-        """Take a batch in; the slope, when a stretch is complete and it can be told."""
+        """Take a batch in; what is told when a stretch is complete."""
         self._waiting += groups
         if sum(len(scores) for _, scores in self._waiting) < LEAST:
             return None
+        weights = _weights(self._moments, self._products, self._count)
+        self._window.extend(_Group(texts, scores, texts @ weights) for texts, scores in self._waiting)
+        answers = sum(len(group.scores) for group in self._window)
+        while len(self._window) > FOLDS and answers - len(self._window[0].scores) >= WINDOW:
+            answers -= len(self._window.popleft().scores)
         texts, scores = (np.concatenate(side) for side in zip(*self._waiting, strict=True))
-        told = None
-        if self._count:
-            self._compare(texts @ self._weights(), scores, len(self._waiting))
-            told = self._slope()
         self._waiting = []
         kept = 1 - 1 / MEMORY
         self._moments = kept * self._moments + texts.T @ texts
         self._products = kept * self._products + texts.T @ scores
         self._count = kept * self._count + len(scores)
-        return told
+        return self._told() if answers >= WINDOW / 2 and len(self._window) >= FOLDS else None
 
-    def _weights(self) -> Floats:
-        """Ridge regression where all shares have one scale, so that a rare token is doubted, and the length has its own."""
-        spread = np.diag(self._moments) / self._count
-        scale = np.full(BUCKETS + 1, math.sqrt(float(spread[:BUCKETS].mean())) or 1.0)
-        scale[BUCKETS] = math.sqrt(float(spread[BUCKETS])) or 1.0
-        doubted = self._moments / np.outer(scale, scale) + RIDGE * np.eye(BUCKETS + 1)
-        solved: Floats = np.linalg.solve(doubted, self._products / scale)
-        return solved / scale
-
-    def _compare(self, promised: Floats, scores: Floats, groups: int) -> None:
-        """Keep of a stretch: answers, those free beside the groups' means, and sums of products of prediction and score."""
-        square = promised * promised
-        self._sums.append([
-            float(len(scores)), float(len(scores) - groups), float(square.sum()), float(promised @ scores), float(square @ square),
-            float((square * promised) @ scores), float((square * scores) @ scores),
-        ])  # fmt: skip
-        while len(self._sums) > 1 and sum(one[0] for one in self._sums) - self._sums[0][0] >= WINDOW:
-            self._sums.popleft()
-
-    def _slope(self) -> float | None:
-        answers, free, square, product, fourth, third, both = (math.fsum(column) for column in zip(*self._sums, strict=True))
-        if answers < WINDOW / 2 or square * square < SPREAD * fourth or square <= 0:
+    def _told(self) -> float | None:
+        """The slope where it is known; at least `CHANGED` where it is small because the connection is another one now."""
+        scores = np.concatenate([group.scores for group in self._window])
+        promised = np.concatenate([group.promised for group in self._window])
+        free = len(scores) - len(self._window)
+        slope, error = slope_of(scores, promised, free)
+        if error > ERROR or float(promised @ promised) ** 2 < SPREAD * float((promised**4).sum()):
             return None
-        slope = product / square
-        variance = (both - 2 * slope * third + slope * slope * fourth) * answers / max(1.0, free - 1)
-        return slope if math.sqrt(max(0.0, variance)) <= ERROR * square else None
+        return max(slope, CHANGED) if slope < CHANGED and self._anew(scores, free) >= NEW else slope
+
+    def _anew(self, scores: Floats, free: int) -> float:
+        """Standard errors by which the newest answers foretell each other's scores: each eighth of their groups from the others alone."""
+        groups, edges = list(self._window), np.linspace(0, len(self._window), FOLDS + 1).astype(int)
+        folds = [groups[begin:end] for begin, end in pairwise(edges)]
+        texts = [np.concatenate([group.texts for group in fold]) for fold in folds]
+        wanted = [np.concatenate([group.scores for group in fold]) for fold in folds]
+        moments = np.stack([text.T @ text for text in texts])
+        products = np.stack([text.T @ score for text, score in zip(texts, wanted, strict=True)])
+        others = zip(texts, moments.sum(axis=0) - moments, products.sum(axis=0) - products, strict=True)
+        promised = np.concatenate([text @ _weights(moment, product, len(scores) - len(text)) for text, moment, product in others])
+        slope, error = slope_of(scores, promised, free)
+        return slope / error if error > 0 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learned and the window, without what waits: some twenty kilobytes."""
+        """What was learned, some twenty kilobytes; the window fills anew."""
         known = np.concatenate([self._moments[_HALF], self._products, [self._count]])
-        return {"known": base64.b64encode(zlib.compress(known.tobytes())).decode(), "sums": [list(one) for one in self._sums]}
+        return {"known": base64.b64encode(zlib.compress(known.tobytes())).decode()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was; of another version, start anew."""
@@ -153,7 +193,7 @@ class _Follower:
         half[_HALF] = known[: len(_HALF[0])]
         self._moments = half + half.T - np.diag(np.diag(half))
         self._products, self._count = known[len(_HALF[0]) : -1].copy(), float(known[-1])
-        self._sums = deque([float(value) for value in one] for one in state["sums"])
+        self._window.clear()
         self._waiting = []
 
 
