@@ -100,8 +100,8 @@ def _weights(moments: Floats, products: Floats, count: float) -> Floats:
     spread = np.diag(moments) / max(1.0, count)
     scale = np.full(BUCKETS + 1, math.sqrt(float(spread[:BUCKETS].mean())) or 1.0)
     scale[BUCKETS] = math.sqrt(float(spread[BUCKETS])) or 1.0
-    solved: Floats = np.linalg.solve(moments / np.outer(scale, scale) + RIDGE * np.eye(BUCKETS + 1), products / scale)
-    return solved / scale
+    solved: Floats = np.linalg.solve(moments / np.outer(scale, scale) + RIDGE * np.eye(BUCKETS + 1), products / scale) / scale
+    return solved
 
 
 def slope_of(scores: Floats, promised: Floats, free: int) -> tuple[float, float]:
