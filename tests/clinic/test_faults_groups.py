@@ -191,6 +191,54 @@ def test_the_twins_of_all_faults_of_scores_are_silent(tmp_path, observe, reward)
     assert last(tmp_path, f"reward.same_text_spread{{component={name}}}") < 0.1
 
 
+# ---- scores that go by the text, where no answer is written twice ----
+
+
+class Lost:
+    """The vowel task; from an update on the scores come back in another order, or those of the batch before do."""
+
+    __name__ = "judge"
+
+    def __init__(self, how: str, onset: int = 25) -> None:
+        self.how, self.onset, self.random = how, onset, Random(0)
+        self.before: list[float] = []
+
+    def __call__(self, completions: list[Any], completion_ids: Any = None, trainer_state: Any = None, **kwargs: Any) -> list[float]:
+        right = list(tiny.vowels(completions, completion_ids))
+        before, self.before = self.before, right
+        if self.how == "never" or trainer_state.global_step < self.onset:
+            return right
+        return before if self.how == "late" else self.random.sample(right, len(right))
+
+
+def another(completions: list[Any], completion_ids: Any = None, trainer_state: Any = None, **kwargs: Any) -> list[float]:
+    """Vowels, and from update 26 on, on purpose, letters of the first half of the alphabet."""
+    if trainer_state.global_step < 25:
+        return list(tiny.vowels(completions, completion_ids))
+    texts = [tiny.text_of(completion) for completion in completions]
+    return [sum(char < "n" for char in text) / max(1, len(text)) for text in texts]
+
+
+@pytest.mark.parametrize("how", ["another order", "late"])
+@pytest.mark.parametrize("build", BUILDS)
+def test_scores_that_leave_their_answers_in_the_middle_of_a_run(tmp_path, observe, build, how):
+    patient = observe(build(str(tmp_path), reward=Lost(how), max_steps=48, **HEALTHY))
+    assert patient.loud.keys() == {"scores-ignore-answers"}
+    assert 33 <= patient.loud["scores-ignore-answers"] <= 45
+    assert "no longer go by the answers" in said(patient, "scores-ignore-answers")
+    assert abs(last(tmp_path, "reward.text_slope{component=judge}")) < 0.5
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("reward", [Lost("never"), another], ids=["as ever", "another on purpose"])
+def test_the_twins_whose_scores_go_by_the_text(tmp_path, observe, build, reward):
+    patient = observe(build(str(tmp_path), reward=reward, max_steps=48, **HEALTHY))
+    assert "scores-ignore-answers" not in patient.fired
+    assert last(tmp_path, f"reward.text_slope{{component={reward.__name__}}}") >= 0.5
+    if reward is not another:
+        assert patient.loud == {}
+
+
 @pytest.mark.parametrize("other", [False, True], ids=["same", "another"])
 def test_a_reward_model_from_the_checkpoint_of_the_policy(tmp_path, observe, other):
     """Given by name, as TRL allows: its head is made anew."""

@@ -24,6 +24,7 @@ from trainvitals.integrations.grpo import (
     reward_signals,
     text_signals,
 )
+from trainvitals.integrations.text_slope import TextSlope
 
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
@@ -33,7 +34,7 @@ _REWARDS = frozenset({
     "reward.group_count", "reward.unscored_fraction", "reward.component_share", "reward.component_unscored_fraction",
     "reward.length_correlation", "completion.repetition_fraction", "completion.distinct_fraction", "completion.empty_fraction",
     "completion.group_overlap", "reward.mixed_group_fraction", "reward.same_text_spread", "reward.same_text_differing",
-    "reward.same_text_zero_fraction", "reward.unpaid_mean",
+    "reward.same_text_zero_fraction", "reward.text_slope", "reward.unpaid_mean",
 })  # fmt: skip
 _CENTRE = frozenset({"advantage.group_mean_error"})
 _CORRECTION = frozenset({"sampler.masked_fraction", "sampler.effective_fraction"})
@@ -73,6 +74,7 @@ def install(hooks: Hooks) -> None:
         return
     if not hasattr(trainer, "teacher_model") or hasattr(trainer, "teacher_context_builder"):  # MiniLLM's reward function is a placeholder: its teacher is the reward
         hooks.wrap(trainer, "_calculate_rewards", reader.after_rewards, gives=_REWARDS)
+        hooks.saved["scores and texts"] = reader.slope
         if hasattr(trainer, "reward_clip_range") and trainer.beta:
             before, after = reader.before_score, reader.after_score
             hooks.wrap(trainer, "_generate_and_score_completions", after, before=before, gives=PENALTY, needed=True)
@@ -117,7 +119,7 @@ class _Sampling:
         self._frozen: list[torch.Tensor] = []  # log-probabilities of one generation batch, computed without gradient
         self._matrix: torch.Tensor | None = None  # rewards of the last generation batch, all ranks
         self._scored: torch.Tensor | None = None  # the same, until the advantages made of it have been seen
-        self._same = SameText()
+        self._same, self.slope = SameText(), TextSlope()
         self._written: list[list[int]] | None = None  # per completion: 1 for the policy's own tokens, 0 for a tool's answer
 
     def after_generate(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
@@ -222,7 +224,9 @@ class _Sampling:
             mixed = mixed_fraction(keys, parts)
             if mixed is not None:
                 values["reward.mixed_group_fraction"] = mixed
-            values.update(self._same.signals(text_keys(keys, whole), parts, rewards[start : start + len(ids)], component_labels(names)))
+            scores, labels = rewards[start : start + len(ids)], component_labels(names)
+            values.update(self._same.signals(text_keys(keys, whole), parts, scores, labels))
+            values.update(self.slope.signals(ids, parts, scores, labels))
             return values
 
         self._hooks.put([matrix, trainer.reward_weights], compute)
