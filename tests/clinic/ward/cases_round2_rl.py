@@ -263,7 +263,7 @@ CASES: tuple[Case, ...] = (
     Case("rloo-hot", "rloo", "Healthy: sampled at temperature 1.3 on purpose.", hot, cases_rloo.STEPS, seeds=HEALTHY_SEEDS, hard=True),
     _grpo(
         "scores-permuted", f"From update {EARLY + 1} on the scores come back in another order than the answers.", permuted,
-        ["reward-plateau", "no-rule:credit-to-the-wrong-answer"], ("stall", "data"), ("stalled", "drifting", "collapsed"), onset=EARLY,
+        ["reward-plateau", "scores-ignore-answers"], ("stall", "data"), ("stalled", "drifting", "collapsed"), onset=EARLY,
     ),
     _grpo(
         "scores-cached", f"From update {EARLY + 1} on scores come from a cache by prompt: one score for a whole group.", cached,
@@ -309,7 +309,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "rloo-scores-late", "rloo", f"From update {EARLY + 1} on every batch gets the scores of the batch before.", one_late, cases_rloo.STEPS, onset=EARLY, twin="rloo-twin",
-        roots=("reward-plateau", "no-rule:credit-to-the-wrong-answer"), categories=("stall", "data"), verdicts=("stalled", "drifting", "collapsed"),
+        roots=("reward-plateau", "scores-ignore-answers"), categories=("stall", "data"), verdicts=("stalled", "drifting", "collapsed"),
     ),
     Case(
         "rloo-greedy-later", "rloo", f"From update {cases_rloo.BREAK + 1} on the sampler takes the likeliest token.", greedy_later, cases_rloo.STEPS, onset=cases_rloo.BREAK,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.clinic.ward import cure, logs_only, peer_scores, plots, rounds
+from tests.clinic.ward import cure, fresh, logs_only, peer_scores, plots, rounds
 from tests.clinic.ward.case import Case
 from tests.clinic.ward.cases import CASES, EVERY
 from tests.clinic.ward.cure import ARMS
@@ -73,7 +73,7 @@ def build() -> str:
     judged = ROUND_FOUR_JUDGES if FIRST_SCORED_4 else ROUND_THREE_JUDGES if FIRST_SCORED_3 else ROUND_TWO_JUDGES if FIRST_SCORED_2 else ROUND_ONE_JUDGES
     parts = [
         HEAD.format(judged=judged), _counts(found, cases), goals(columns, *_cured(every, unseen=True)), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
-        _healthy(found, cases), _rules(found, cases), _cure(every), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *runs], every),
+        _healthy(found, cases), fresh.section(), _rules(found, cases), _cure(every), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *runs], every),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
 
