@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from tests.clinic.ward import __main__ as commands
-from tests.clinic.ward import effect, intervals, report, rounds, score
+from tests.clinic.ward import effect, fresh, intervals, report, rounds, score
 from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.cases import CASES, EVERY, ROUND_FOUR, ROUND_THREE, ROUND_TWO, by_id
 from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
@@ -405,3 +405,10 @@ def test_onset_scale_never_vanishes() -> None:
     assert away is not None
     assert math.isfinite(away)
     assert twins.distance("nothing", 10, 1.1) is None
+
+
+def test_every_healthy_setting_was_trained_anew() -> None:
+    """What is healthy and never recorded with today's signals cannot show a false alarm of a new rule."""
+    kept = {path.name.removesuffix(".jsonl.xz") for path in fresh.FRESH.glob("*.jsonl.xz")}
+    assert kept == {case.id for case in fresh.HEALTHY}
+    assert not any(case.seeds and fresh.SEED in case.seeds for case in fresh.HEALTHY)
