@@ -435,3 +435,12 @@ def test_life_opens_and_closes_in_turn(values: list[bool | None], hits: int, ext
             is_open = False
         elif transition is not None:
             break
+
+
+def test_who_was_left_out_when_its_turn_came_is_looked_at_as_soon_as_it_may(tmp_path: Path) -> None:
+    """A rule over a window of twenty is looked at every tenth update; its warm-up ends between two of them, and nothing is news."""
+    slow = rule(tmp_path, "slow")
+    slow.write_text(slow.read_text().replace("when: policy.kl_ref", "warmup: {updates: 83}\nwhen: median(policy.kl_ref, updates=20)"))
+    engine = Engine(load(slow))
+    records = drive(engine, [RunStart("r", "grpo"), *frames([9.0] * 120, "policy.kl_ref")])
+    assert findings(records)[:1] == [(84, "slow", "firing")]

@@ -75,7 +75,7 @@ class Shift:
         return self.evidence
 
     def extend(self, xs: Iterable[float]) -> None:
-        """`add` many, for a third of the cost."""
+        """`add` many, for two thirds of the cost: the evidence is reckoned once, after the last."""
         ordered, newest, window = self._sorted, self._newest, self.window
         linear, power = self._logs
         judged = False

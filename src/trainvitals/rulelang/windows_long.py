@@ -187,31 +187,20 @@ class Ordered(Window):
         self._hi = 0
         self._sorted: list[float] = []
 
-    def value(self) -> float | None:
-        """See `Window.value`; the common case, one new sample on an axis with positions, is written out for speed."""
-        xs = self._xs
-        size = len(xs)
-        if size != self.seen:
-            if size >= self._guard or size != self.seen + 1:
-                self.advance()
-            else:
-                places: list[float] = self._places  # type: ignore[assignment]
-                ordered, lo, hi = self._sorted, self.lo, self._hi
-                end = places[-1] - self.skip
-                while hi < size and places[hi] <= end:
-                    insort(ordered, xs[hi])
-                    hi += 1
-                begin = end - self.length
-                while lo < hi and places[lo] <= begin:
-                    del ordered[bisect_left(ordered, xs[lo])]
-                    lo += 1
-                self.lo, self._hi, self.seen = lo, hi, size
-                self.count = count = hi - lo
-                self._result = self.compute() if count >= self._need else None
-        result = self._result
-        if result is None or self._steps[-1] == self._clock.step or self.series.fresh():
-            return result
-        return None
+    def one_more(self, size: int) -> None:
+        xs, ordered, lo, hi = self._xs, self._sorted, self.lo, self._hi
+        places: list[float] = self._places  # type: ignore[assignment]
+        end = places[-1] - self.skip
+        while hi < size and places[hi] <= end:
+            insort(ordered, xs[hi])
+            hi += 1
+        begin = end - self.length
+        while lo < hi and places[lo] <= begin:
+            del ordered[bisect_left(ordered, xs[lo])]
+            lo += 1
+        self.lo, self._hi, self.seen = lo, hi, size
+        self.count = count = hi - lo
+        self._result = self.compute() if count >= self._need else None
 
     def advance(self) -> None:
         size = len(self._xs)

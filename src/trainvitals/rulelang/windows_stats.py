@@ -67,8 +67,12 @@ class Window:
 
     def value(self) -> float | None:
         """The statistic; None while the window is not ready or when its series is stale."""
-        if len(self._xs) != self.seen:
-            self.advance()
+        size = len(self._xs)
+        if size != self.seen:
+            if size >= self._guard or size != self.seen + 1:
+                self.advance()
+            else:
+                self.one_more(size)
         result = self._result
         if result is None or self._steps[-1] == self._clock.step or self.series.fresh():
             return result
@@ -97,6 +101,10 @@ class Window:
         enough = count >= self._need if size < self._review and self._spanned else self.ready()
         self._result = self.compute() if enough else None
         self._guard = self._review if self._spanned and places is not None else 0
+
+    def one_more(self, size: int) -> None:
+        """`advance` in the common case, one new sample on an axis with positions and no cadence to review; written out where that pays."""
+        self.advance()
 
     def push(self, index: int, oldest: int) -> None:
         """Take in sample ``index``; samples from ``self.lo`` up to ``oldest`` leave."""
@@ -188,27 +196,17 @@ class Short(Window):
 
     __slots__ = ()
 
-    def value(self) -> float | None:
-        """See `Window.value`; the common case, one new sample on an axis with positions, is written out for speed."""
+    def one_more(self, size: int) -> None:
         xs = self._xs
-        size = len(xs)
-        if size != self.seen:
-            if size >= self._guard or size != self.seen + 1:
-                self.advance()
-            else:
-                places: list[float] = self._places  # type: ignore[assignment]
-                limit = places[-1] - self.length
-                lo = self.lo
-                while places[lo] <= limit:
-                    lo += 1
-                self.lo = lo
-                self.seen = size
-                self.count = count = size - lo
-                self._result = self.of(xs[lo:]) if count >= self._need else None
-        result = self._result
-        if result is None or self._steps[-1] == self._clock.step or self.series.fresh():
-            return result
-        return None
+        places: list[float] = self._places  # type: ignore[assignment]
+        limit = places[-1] - self.length
+        lo = self.lo
+        while places[lo] <= limit:
+            lo += 1
+        self.lo = lo
+        self.seen = size
+        self.count = count = size - lo
+        self._result = self.of(xs[lo:]) if count >= self._need else None
 
     def advance(self) -> None:
         """As `Window.advance`; without sums to keep, the samples between need no look."""
@@ -239,28 +237,6 @@ class ShortMean(Short):
 
     __slots__ = ()
     bounds = Short.inside
-
-    def value(self) -> float | None:
-        """As `Short.value`, with the mean written out: it is by far the most frequent window."""
-        xs = self._xs
-        size = len(xs)
-        if size != self.seen:
-            if size >= self._guard or size != self.seen + 1:
-                self.advance()
-            else:
-                places: list[float] = self._places  # type: ignore[assignment]
-                limit = places[-1] - self.length
-                lo = self.lo
-                while places[lo] <= limit:
-                    lo += 1
-                self.lo = lo
-                self.seen = size
-                self.count = count = size - lo
-                self._result = sum(xs[lo:]) / count if count >= self._need else None
-        result = self._result
-        if result is None or self._steps[-1] == self._clock.step or self.series.fresh():
-            return result
-        return None
 
     def of(self, values: list[float]) -> float | None:
         return sum(values) / len(values)
