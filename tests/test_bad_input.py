@@ -203,10 +203,12 @@ with Monitor(output_dir={folder!r}) as monitor:
         time.sleep(0.005)
 """
 GUARD = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))"
+TERMINAL = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+"""As Python sets it in a terminal: a shell that runs the tests in the background has SIGINT ignored, and children inherit that."""
 
 
 @pytest.mark.parametrize(
-    ("number", "guard", "status"), [(signal.SIGINT, "", "interrupted"), (signal.SIGTERM, GUARD, "interrupted")]
+    ("number", "guard", "status"), [(signal.SIGINT, TERMINAL, "interrupted"), (signal.SIGTERM, GUARD, "interrupted")]
 )
 def test_ctrl_c_and_sigterm_still_print_the_end_block(tmp_path: Path, number: signal.Signals, guard: str, status: str) -> None:
     script = tmp_path / "train.py"
