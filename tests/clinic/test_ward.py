@@ -32,7 +32,7 @@ def _case(**changes: object) -> Case:
 
 def _judged(*alarms: tuple[int, str], sick: bool = True, states: tuple[str, ...] = ("collapsed",), seen: int | None = 55) -> Judged:
     said = [Alarm(step, rule, "warning", "collapse", f"{rule}.1") for step, rule in alarms]
-    run = Judged("x-fault" if sick else "x-twin", "grpo", 0, "dev", sick, False, 100, 50 if sick else 0, seen if sick else None, "", said, [], list(states))
+    run = Judged("x-fault" if sick else "x-twin", "grpo", 0, "dev", sick, False, 100, 50 if sick else 0, visible=seen if sick else None, alarms=said, states=list(states))
     run.causes = ranked(run.after or run.alarms)
     return run
 
@@ -86,6 +86,18 @@ def test_scores_of_hand_made_runs() -> None:
     by_rule = {entry.rule: entry for entry in per_rule(runs, cases)}
     assert (by_rule["a"].due, by_rule["a"].hit, by_rule["a"].false) == (4, 3, 0)
     assert (by_rule["b"].other, by_rule["b"].false) == (2, 2)
+
+
+def test_what_is_true_of_the_data_from_the_start_is_no_false_alarm_before_its_effect() -> None:
+    """The file is sorted at update 1; what is sorted to its end works from update 51 on."""
+    run = _judged((1, "b"), (2, "c"), (60, "a"))
+    assert [alarm.rule for alarm in run.false] == ["b", "c"]
+    true = replace(run, from_start=("b",), roots=("a",))
+    assert [alarm.rule for alarm in true.false] == ["c"], "another rule before the effect stays false"
+    assert [alarm.rule for alarm in true.after] == ["a"], "what is true and not the cause has detected nothing"
+    cause = replace(run, from_start=("b",), roots=("a", "b"))
+    assert [alarm.rule for alarm in cause.after] == ["b", "a"]
+    assert cause.delay == 1 - 55
 
 
 def test_a_root_that_spoke_later_stands_before_its_symptom() -> None:

@@ -33,6 +33,8 @@ class Case:
         onset: Updates before the fault acts: 0 when it is there from the start, 60 when update 61 is the first sick one.
         roots: Ids of rules that name the cause. Empty: the run is healthy, and every warning in it is a false alarm. In a later round
             one that begins with ``no-rule:`` is what a person would say where no rule's title does; no finding can match it.
+        from_start: Ids of rules whose title is true of the data set or the configuration from the first update, although its effect begins after `onset` only. What
+            they say before it is no false alarm; one that is among `roots` as well has detected the fault.
         categories: Categories of the mission that describe the disease.
         verdicts: States that the last verdict may have.
         twin: Id of the healthy case that differs from this one in nothing but the fault, with the same seeds.
@@ -52,6 +54,7 @@ class Case:
     steps: int
     onset: int = 0
     roots: tuple[str, ...] = ()
+    from_start: tuple[str, ...] = ()
     categories: tuple[Category, ...] = ()
     verdicts: tuple[VerdictState, ...] = HEALTHY_STATES
     twin: str = ""

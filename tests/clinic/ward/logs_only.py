@@ -22,7 +22,7 @@ from tests.clinic.ward.cases import CASES
 from tests.clinic.ward.onset import Twins, series, visible
 from tests.clinic.ward.peer_rows import Row, Run, read_runs
 from tests.clinic.ward.record import load
-from tests.clinic.ward.score import Judged, listen, split_of
+from tests.clinic.ward.score import Judged, listen, truth
 from tests.clinic.ward.tally import Tally, tally
 
 from trainvitals.names import Mapper
@@ -73,7 +73,7 @@ def judge_logs(cases: Iterable[Case], every: int, rules: RuleSet) -> Iterator[Ju
         if case.sick and case.twin not in twins:
             twins[case.twin] = Twins(series(records) for records in load(case.twin).values())
         for run in read_runs(case.id):
-            judged = Judged(case.id, case.trainer, run.seed, split_of(case, run.seed), case.sick, case.hard, run.rows[-1].step, case.onset)
+            judged = truth(case, run.seed, run.rows[-1].step)
             state = as_state(run, every)
             if json.loads(state)["log_history"]:  # a run that died before its first row left nothing to read
                 listen(judged, trainer_state.read(state, run.name, Mapper()).items, case, rules)

@@ -46,6 +46,7 @@ class Judged:
     """What was said about one run, beside the truth.
 
     Attributes:
+        from_start: Rules that may speak before the onset, see `Case`; `roots`: those that name the cause.
         visible: Update at which an oracle first sees the fault, and `visible_in` the signal; None when it never does.
         alarms: Warnings and errors in order, each rule once, suppressed ones left out.
         causes: Rules in the order in which the verdict ranks them as cause.
@@ -60,6 +61,8 @@ class Judged:
     hard: bool
     steps: int
     onset: int
+    from_start: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
     visible: int | None = None
     visible_in: str = ""
     alarms: list[Alarm] = field(default_factory=list)
@@ -68,13 +71,14 @@ class Judged:
 
     @property
     def after(self) -> list[Alarm]:
-        """Alarms after the injection."""
-        return [alarm for alarm in self.alarms if alarm.step > self.onset] if self.sick else []
+        """Alarms after the injection, and before its effect those that read its cause off the data set or the configuration."""
+        early = set(self.from_start) & set(self.roots)
+        return [alarm for alarm in self.alarms if alarm.step > self.onset or alarm.rule in early] if self.sick else []
 
     @property
     def false(self) -> list[Alarm]:
         """Alarms while nothing was wrong."""
-        return [alarm for alarm in self.alarms if not self.sick or alarm.step <= self.onset]
+        return [alarm for alarm in self.alarms if not self.sick or (alarm.step <= self.onset and alarm.rule not in self.from_start)]
 
     @property
     def healthy_steps(self) -> int:
@@ -118,11 +122,16 @@ def split_of(case: Case, seed: int) -> Split:
     return "new seed" if seed in aside["seeds"] else "dev"
 
 
+def truth(case: Case, seed: int, steps: int) -> Judged:
+    """What is known of a run before anybody says anything about it."""
+    return Judged(case.id, case.trainer, seed, split_of(case, seed), case.sick, case.hard, steps, case.onset, case.from_start, case.roots)
+
+
 def judge(records: Records, case: Case, seed: int, rules: RuleSet) -> Judged:
     """Replay one recording through a fresh engine."""
     recording = own.read("".join(json.dumps(record) + "\n" for record in records), run_id(case.id, seed), Mapper())
     steps = max((record.get("step") or 0 for record in records), default=0)
-    judged = Judged(case.id, case.trainer, seed, split_of(case, seed), case.sick, case.hard, steps, case.onset)
+    judged = truth(case, seed, steps)
     listen(judged, recording.items, case, rules)
     return judged
 
