@@ -23,13 +23,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 200
 """Rows per turn: long enough for the clock, short enough that the sides share the machine's moods."""
+FIRST = 90
+"""Rules that there were to be when the goal was set."""
 CEILING = 1.2
 """CI fails when a step costs more than this many times `json.dumps`: a guard against regressions, not the goal."""
 
@@ -79,7 +81,8 @@ def grpo_rows(count: int = 997) -> list[dict[str, float]]:
 class Ours:
     """The whole way of a logged row in a run: name table, bus, engine with every stable rule."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int | None = None) -> None:
+        """With every stable rule, or with the `first` so many by code, which is the order in which they were written."""
         from trainvitals import events, items
         from trainvitals.bus import SignalBus
         from trainvitals.engine import Engine
@@ -87,7 +90,9 @@ class Ours:
         from trainvitals.rulelang.loader import load_rules
 
         self.mapper = Mapper("grpo")
-        self.engine = Engine(load_rules())
+        rules = load_rules()
+        some = {rule.id for rule in sorted(rules, key=lambda rule: rule.code)[:first]}
+        self.engine = Engine(replace(rules, rules=tuple(rule for rule in rules if rule.id in some)))
         self.bus = SignalBus(on_error=self._failed)
         self.found: list[Any] = []
         self.bus.subscribe("engine", self._observe)
@@ -158,14 +163,28 @@ def step_cost(quick: bool) -> list[Result]:
     tenth = max(5, len(ratios) // 10)
     early, late, ratio = (statistics.median(part) for part in (ratios[:tenth], ratios[-tenth:], ratios))
     mine, text = statistics.median(cost), statistics.median(dumps)
+    # Some work falls due every thousand rows, in one chunk of five, so the whole run is divided, not its median chunk.
+    whole = sum(cost) / sum(dumps)
     tb = min(board)  # its writer thread makes it vary a lot: the cheapest turn is the fairest opponent
     count = len(ours.engine.coverage().rules)
-    note = f"{mine * 1e6:.1f} us a row against {text * 1e6:.1f} us; {sum(f.kind == 'finding' for f in ours.found)} findings"
+    note = f"median chunk {ratio:.2f}: {mine * 1e6:.1f} us a row against {text * 1e6:.1f} us; {sum(f.kind == 'finding' for f in ours.found)} findings"
     return [
-        Result(f"one logged step of 40 metrics, {count} rules / `json.dumps` of the row", f"{ratio:.2f}", "< 1.00", ratio < 1, note, ratio < CEILING),
-        Result("the same / TensorBoard `SummaryWriter` for the row", f"1/{tb / mine:.0f}", "< 1/50", mine / tb < 1 / 50, f"SummaryWriter takes {tb * 1e6:.0f} us", True),
+        Result(f"one logged step of 40 metrics, {count} rules / `json.dumps` of the row", f"{whole:.2f}", "< 1.00", whole < 1, note, ratio < CEILING),
+        fewer_rules(last),
+        Result("one logged step, all rules / TensorBoard `SummaryWriter` for the row", f"1/{tb / mine:.0f}", "< 1/50", mine / tb < 1 / 50, f"SummaryWriter takes {tb * 1e6:.0f} us", True),
         Result(f"cost at rows up to {last:,} / cost at rows from 100", f"{late / early:.2f}", "0.80 to 1.25", 0.8 < late / early < 1.25, f"{early:.2f}, then {late:.2f} times json.dumps", late / early < 1.5),
     ]  # fmt: skip
+
+
+def fewer_rules(last: int) -> Result:
+    """The same with as many rules as the goal was set for."""
+    ours, supply, cost, dumps = Ours(FIRST), chunks(grpo_rows()), 0.0, 0.0
+    timed(ours.feed, next(supply)[:100])
+    while ours.step < last:
+        turn = next(supply)
+        dumps += timed(json.dumps, turn)
+        cost += timed(ours.feed, turn)
+    return Result(f"the same with the first {FIRST} rules, for which the goal was set", f"{cost / dumps:.2f}", "< 1.00", cost < dumps, "", cost < dumps)
 
 
 def resident() -> float:
@@ -266,7 +285,7 @@ def table(results: list[Result]) -> str:
 PAGE = """# Benchmarks
 
 Written by `make bench`. Costs are ratios measured in one run on one machine, because absolute times say more about the
-machine than about the tool: the sides take turns in chunks of 200 rows and the median chunk counts.
+machine than about the tool: the sides take turns in chunks of 200 rows. Of a whole run (the first two lines) the sums are divided, elsewhere the median chunk counts.
 
 {table}
 Measured with Python {python}, {cores} cores, {when}. A goal that was missed says so.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 LEAST = 20
@@ -44,7 +44,7 @@ class Gain:
         alpha: Probability that the interval is ever wrong between two restarts; two-sided.
     """
 
-    __slots__ = ("_count", "_first", "_last", "_products", "_squares", "_start", "_sum", "_then", "alpha", "ends", "lap", "nonfinite", "size")
+    __slots__ = ("_before", "_count", "_first", "_last", "_products", "_squares", "_start", "_sum", "_then", "alpha", "ends", "lap", "nonfinite", "size")
 
     def __init__(self, size: int = LEAST, alpha: float = 0.05) -> None:
         if size < LEAST or not 0.0 < alpha < 1.0:
@@ -61,9 +61,14 @@ class Gain:
     def _begin(self) -> None:
         """Everything from here on is new."""
         self._start: float | None = None
-        self._then: list[float] | None = None  # of the reference: count, sum, squares, products, first, last
+        self._refer(None)
         self.lap = 0
         self._empty()
+
+    def _refer(self, then: list[float] | None) -> None:
+        """The reference: count, sum, squares, products, first, last."""
+        self._then = then
+        self._before = (0.0, 0.0) if then is None else _centred(*then)
 
     def _empty(self) -> None:
         """Sums of the stretch that is being filled, of x minus the first x since the last beginning: they keep their digits."""
@@ -72,61 +77,72 @@ class Gain:
 
     def add(self, x: float) -> tuple[float, float] | None:
         """The interval after one more sample."""
-        if x - x != 0.0:
-            self.nonfinite += 1
-            return self.ends
-        if self._start is None:
-            self._start = x
-        x -= self._start
-        count = self._count
-        if count:
-            self._products += x * self._last
-        else:
-            self._first = x
-        self._last = x
-        self._sum += x
-        self._squares += x * x
-        self._count = count = count + 1
-        if self._then is None:
-            if count == self.size:
-                self._then = self._stretch()
-                self._empty()
-        elif count % LOOK == 0:
-            self._look(self._then)
+        self.extend((x,))
         return self.ends
+
+    def extend(self, xs: Iterable[float]) -> None:
+        """`add` many, for less: between two looks at the interval nothing but sums changes."""
+        start, count, last = self._start, self._count, self._last
+        total, squares, products = self._sum, self._squares, self._products
+        for x in xs:
+            if x - x != 0.0:
+                self.nonfinite += 1
+                continue
+            if start is None:
+                start = self._start = x
+            x -= start
+            if count:
+                products += x * last
+            else:
+                self._first = x
+            last = x
+            total += x
+            squares += x * x
+            count += 1
+            if count == self.size if self._then is None else count % LOOK == 0:
+                self._count, self._last, self._sum, self._squares, self._products = count, last, total, squares, products
+                if self._then is None:
+                    self._refer(self._stretch())
+                    self._empty()
+                else:
+                    self._look(self._then)
+                start, count, last = self._start, self._count, self._last
+                total, squares, products = self._sum, self._squares, self._products
+        self._count, self._last, self._sum, self._squares, self._products = count, last, total, squares, products
 
     def _stretch(self) -> list[float]:
         return [float(self._count), self._sum, self._squares, self._products, self._first, self._last]
 
     def _look(self, then: list[float]) -> None:
         """Renew the interval; begin anew after a change, let everything become reference after a lap without."""
-        now = self._stretch()
-        more, products = _centred(now)
-        squares, total = more + _centred(then)[0], then[0] + now[0]
+        count, before, before_products = float(self._count), *self._before
+        more, products = _centred(count, self._sum, self._squares, self._products, self._first, self._last)
+        squares, total = more + before, then[0] + count
         r = 0.0
         if squares > 0.0:
-            r = min(max(((products + _centred(then)[1]) / squares + 2.0 / total) / (1.0 - 6.0 / total), 0.0), MOVED)
+            r = min(max(((products + before_products) / squares + 2.0 / total) / (1.0 - 6.0 / total), 0.0), MOVED)
         memory = (1.0 + r) / (1.0 - r)
         if total >= LEAST * memory:
-            low, high = self.ends = self._interval(then, now, squares / (total - 2.0) * memory)
+            low, high = self.ends = self._interval(then, count, squares / (total - 2.0) * memory)
             moved = low > 0.0 or high < 0.0
         else:
             self.ends = None
-            moved = r >= MOVED and now[0] >= self.size
+            moved = r >= MOVED and count >= self.size
         if moved:
             self._begin()
-        elif now[0] >= then[0]:
-            self._then = [total, then[1] + now[1], then[2] + now[2], then[3] + then[5] * now[4] + now[3], then[4], now[5]]
+        elif count >= then[0]:
+            _, total_then, squares_then, products_then, first, last = then
+            self._refer([total, total_then + self._sum, squares_then + self._squares, products_then + last * self._first + self._products, first, self._last])
             self.lap += 1
             self._empty()
 
-    def _interval(self, then: list[float], now: list[float], variance: float) -> tuple[float, float]:
+    def _interval(self, then: list[float], count: float, variance: float) -> tuple[float, float]:
         """The interval now, from the variance that one independent sample would have."""
-        apart = 1.0 / then[0] + 1.0 / now[0]
+        apart = 1.0 / then[0] + 1.0 / count
         ratio = 2.0 * WIDE / then[0] / apart  # T / V
         level = self.alpha / ((self.lap + 1) * (self.lap + 2))
         width = math.sqrt((1.0 + 1.0 / ratio) * variance * apart * 2.0 * math.log(math.sqrt(1.0 + ratio) / level))
-        middle = now[1] / now[0] - then[1] / then[0]
+        middle = self._sum / count - then[1] / then[0]
         return middle - width, middle + width
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,14 +154,14 @@ class Gain:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self._then, self._start, self.lap = None if state["then"] is None else list(state["then"]), state["start"], state["lap"]
+        self._refer(None if state["then"] is None else list(state["then"]))
+        self._start, self.lap = state["start"], state["lap"]
         count, self._sum, self._squares, self._products, self._first, self._last = state["now"]
         self._count = int(count)
         self.ends, self.nonfinite = None if state["ends"] is None else (state["ends"][0], state["ends"][1]), state["nonfinite"]
 
 
-def _centred(part: list[float]) -> tuple[float, float]:
+def _centred(n: float, total: float, squares: float, products: float, first: float, last: float) -> tuple[float, float]:
     """Sum of squares, and of products of neighbours, both around the stretch's own mean."""
-    n, total, squares, products, first, last = part
     mean = total / n
     return max(squares - total * mean, 0.0), products - mean * (2.0 * total - first - last) + (n - 1.0) * mean * mean

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from trainvitals.detectors.autocorrelation import lag1
@@ -75,9 +76,10 @@ class Shift:
         return self.evidence
 
     def extend(self, xs: Iterable[float]) -> None:
-        """`add` many, for two thirds of the cost: the evidence is reckoned once, after the last."""
-        ordered, newest, window = self._sorted, self._newest, self.window
+        """`add` many, for less: the evidence is reckoned once, after the last."""
+        ordered, newest, window, upwards = self._sorted, self._newest, self.window, self.side > 0
         linear, power = self._logs
+        stakes = _stakes(window)
         judged = False
         for x in xs:
             if x - x != 0.0:
@@ -88,18 +90,19 @@ class Shift:
                 self._wait -= 1
             else:
                 self._wait = self.every - 1
-                if ordered:
-                    below, size = bisect_left(ordered, x), len(ordered)
-                    upto = bisect_right(ordered, x, below)
-                    beyond = size - upto if self.side > 0 else below
-                    p = (beyond + 0.5 * (upto - below) + 0.5) / (size + 1)
-                    linear = min(max(linear, 0.0) + math.log1p(STAKE * (1.0 - 2.0 * p)), _CAP)
-                    power = min(max(power, 0.0) - 0.5 * math.log(4.0 * p), _CAP)
+                size = len(ordered)
+                below = bisect_left(ordered, x)
+                if size:
+                    upto = bisect_right(ordered, x, below) if below < size and ordered[below] == x else below
+                    place = (size - upto if upwards else below) * 2 + upto - below
+                    gained_linear, gained_power = stakes[place] if size == window else _stake(place, size)
+                    linear = gained_linear if linear < 0.0 else min(linear + gained_linear, _CAP)
+                    power = gained_power if power < 0.0 else min(power + gained_power, _CAP)
                     judged = True
-                if len(newest) == window:
-                    del ordered[bisect_left(ordered, newest.pop(0))]
                 newest.append(x)
-                insort(ordered, x)
+                ordered.insert(below, x)
+                if size == window:
+                    del ordered[bisect_left(ordered, newest.pop(0))]
         if judged:
             self._logs = [linear, power]
             self.evidence = (max(linear, power) + math.log((1.0 + math.exp(-abs(linear - power))) / 2.0)) / math.log(10.0)
@@ -126,6 +129,18 @@ class Shift:
         self.every, self.evidence, self.nonfinite = state["every"], state["evidence"], state["nonfinite"]
         self._learning, self._newest, self._sorted = list(state["learning"]), list(state["newest"]), sorted(state["newest"])
         self._logs, self._wait = list(state["logs"]), state["wait"]
+
+
+def _stake(place: int, size: int) -> tuple[float, float]:
+    """What the logarithms of both bets gain when of ``size`` samples n lie beyond x and k are equal to it; ``place`` is 2 n + k."""
+    p = (0.5 * place + 0.5) / (size + 1)
+    return math.log1p(STAKE * (1.0 - 2.0 * p)), -0.5 * math.log(4.0 * p)
+
+
+@lru_cache(maxsize=16)
+def _stakes(size: int) -> list[tuple[float, float]]:
+    """`_stake` of every place, for a window that is full: all that can happen to it."""
+    return [_stake(place, size) for place in range(2 * size + 1)]
 
 
 def decimation(values: list[float]) -> int:

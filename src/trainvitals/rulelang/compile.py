@@ -12,7 +12,7 @@ from trainvitals.rulelang import expr as ex
 from trainvitals.rulelang.expr import Expr, Node
 from trainvitals.rulelang.folding import choice, comparison, constant, fold, joined, junction_of, number, truth
 from trainvitals.rulelang.functions import FUNCTIONS
-from trainvitals.rulelang.generate import generate, generate_of
+from trainvitals.rulelang.generate import generate, generate_each
 from trainvitals.rulelang.kleene import (
     UNKNOWN,
     Absent,
@@ -378,7 +378,7 @@ class Binder:
         reads = [part for part in parts(tree) if isinstance(part, Read)]
         sources = [plain for part in reads if (plain := _plain(part))]
         if len(sources) == len(reads) and len(set(map(id, sources))) == 1:
-            entry = self.store.elementwise(canonical(tree), generate_of(tree, sources[0].key), sources[0])
+            entry = self.store.elementwise(canonical(tree), generate_each(tree, sources[0].key), sources[0])
             return entry.series, entry.advance
         inputs: list[Series] = []
         for part in parts(tree):

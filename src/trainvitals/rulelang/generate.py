@@ -7,7 +7,7 @@ checked where it can occur, and terms of ``and``/``or`` come cheapest first, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from trainvitals.rulelang.functions import MATH, apply_math
@@ -41,19 +41,23 @@ def generate(node: Bound) -> Callable[[], Value]:
     return cast("Callable[[], Value]", _function(node, None))
 
 
-def generate_of(node: Bound, argument: str) -> Callable[[float], Value]:
-    """A function of one finite number, which stands for every read with the text `argument`."""
-    return cast("Callable[[float], Value]", _function(node, argument))
+def generate_each(node: Bound, argument: str) -> Callable[[Sequence[float]], list[Value]]:
+    """A function of finite numbers, each of which stands in turn for every read with the text `argument`: a value for each."""
+    return cast("Callable[[Sequence[float]], list[Value]]", _function(node, argument))
 
 
-def _function(node: Bound, argument: str | None) -> Callable[..., Value]:
+def _function(node: Bound, argument: str | None) -> Callable[..., Any]:
     writer = _Writer(argument)
-    atom, _ = writer.emit(node, 1)
-    names = ", ".join([*(["x"] if argument is not None else []), *(f"{name}={name}" for name in writer.slots)])
-    source = "\n".join([f"def bound({names}):", *writer.lines, f"    return {atom}"])
+    each = argument is not None
+    atom, _ = writer.emit(node, 2 if each else 1)
+    names = ", ".join([*(["xs"] if each else []), *(f"{name}={name}" for name in writer.slots)])
+    if not each:
+        body = [*writer.lines, f"    return {atom}"]
+    else:
+        body = ["    out = []", "    add = out.append", "    for x in xs:", *writer.lines, f"        add({atom})", "    return out"]
     namespace: dict[str, Any] = dict(writer.slots)
-    exec(compile(source, "<bound expression>", "exec"), namespace)
-    function: Callable[..., Value] = namespace["bound"]
+    exec(compile("\n".join([f"def bound({names}):", *body]), "<bound expression>", "exec"), namespace)
+    function: Callable[..., Any] = namespace["bound"]
     return function
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from trainvitals.events import SignalSpec, split_label
 from trainvitals.items import Frame
-from trainvitals.rulelang.windows_derived import Derived, Elementwise, Frozen, Gained, GainEnd, Shifted
-from trainvitals.rulelang.windows_long import Extreme, Ordered, Slope, Sums
+from trainvitals.rulelang.windows_derived import Derived, Each, Elementwise, Frozen, Gained, GainEnd, Shifted
+from trainvitals.rulelang.windows_long import SORTED, Extreme, Ordered, ShortOrdered, Slope, Sums
 from trainvitals.rulelang.windows_series import BAND, KEEP, STALE_AFTER, Axis, Clock, Series
 from trainvitals.rulelang.windows_stats import (
     SHORT,
@@ -182,11 +182,11 @@ class Store:
                 entry.seen = saved["seen"]
         return self._derived[key].series
 
-    def elementwise(self, key: str, of: Callable[[float], float | bool | str | None], source: Series) -> Elementwise:
+    def elementwise(self, key: str, each: Each, source: Series) -> Elementwise:
         """The series of an expression of one other series; ``key`` is its canonical text."""
         if key not in self._elementwise:
             series = self._own[key] = Series(key, self.clock)
-            entry = self._elementwise[key] = Elementwise(series, of, source)
+            entry = self._elementwise[key] = Elementwise(series, each, source)
             if key in self._saved["derived"]:
                 saved = self._saved["derived"].pop(key)
                 series.load_state_dict(saved["series"])
@@ -297,6 +297,7 @@ class Store:
 
 def _build(function: str, key: str, series: Series, axis: Axis, length: float, q: float, skip: float, every: float) -> Window | Frozen | Shifted | GainEnd:
     short = axis in ("updates", "points") and length <= SHORT
+    ordered = ShortOrdered if short and length <= SORTED else Ordered
     match function:
         case "mean" | "share_true":
             return ShortMean(key, series, axis, length) if short else Sums("mean", key, series, axis, length)
@@ -309,7 +310,7 @@ def _build(function: str, key: str, series: Series, axis: Axis, length: float, q
         case "maximum":
             return ShortMaximum(key, series, axis, length) if short else Extreme(True, key, series, axis, length)
         case "median" | "quantile":
-            return Ordered("quantile", key, series, axis, length, q=0.5 if function == "median" else q)
+            return ordered("quantile", key, series, axis, length, q=0.5 if function == "median" else q)
         case "slope":
             return ShortSlope(key, series, axis, length) if short else Slope(key, series, axis, length)
         case "trend_z":
@@ -321,7 +322,7 @@ def _build(function: str, key: str, series: Series, axis: Axis, length: float, q
         case "count":
             return Count(key, series, axis, length)
         case "trailing_median" | "trailing_spread":
-            return Ordered("quantile" if function == "trailing_median" else "spread", key, series, axis, length, skip=skip)
+            return ordered("quantile" if function == "trailing_median" else "spread", key, series, axis, length, skip=skip)
         case "frozen_median" | "frozen_spread":
             return Frozen(function.removeprefix("frozen_"), key, series, length, skip)
         case "shift_up" | "shift_down":

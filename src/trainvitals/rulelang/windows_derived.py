@@ -13,6 +13,9 @@ from trainvitals.rulelang.windows_long import MAD_TO_SIGMA, median_deviation, qu
 from trainvitals.rulelang.windows_series import Bounds, Series
 from trainvitals.rulelang.windows_stats import MIN_SAMPLES, MIN_SHARE
 
+Each = Callable[[Sequence[float]], list[float | bool | str | None]]
+"""Values of an expression for samples of the one series that it reads."""
+
 
 class Frozen:
     """Median or spread of the samples of one stretch early in the run, fixed when the stretch is over.
@@ -62,6 +65,8 @@ class Frozen:
                         break
         self._taken = series.dropped + len(xs)
         self.lo = len(xs)
+
+    let_go = advance
 
     def _enough(self, count: int) -> bool:
         cadence = self.series.cadence("updates", count) or 1.0
@@ -121,6 +126,8 @@ class Shifted:
         self._taken = series.total
         self.lo = len(xs)
 
+    let_go = advance
+
     def shift(self, count: int) -> None:
         """The series dropped samples; positions here count from the run's start."""
 
@@ -153,11 +160,12 @@ class Gained:
 
     def advance(self) -> None:
         """Take in every new sample, once and in order."""
-        series, add = self.series, self.detector.add
-        for x in series.xs[self.taken - series.dropped :]:
-            add(x)
+        series = self.series
+        self.detector.extend(series.xs[self.taken - series.dropped :])
         self.taken = series.total
         self.lo = len(series.xs)
+
+    let_go = advance
 
     def shift(self, count: int) -> None:
         """The series dropped samples; positions here count from the run's start."""
@@ -211,34 +219,35 @@ class Elementwise:
     Samples of an update that is not closed yet wait, and of several in one update the last one counts, as for `Derived`.
     """
 
-    __slots__ = ("_of", "_source", "lo", "series")
+    __slots__ = ("_each", "_source", "lo", "series")
 
-    def __init__(self, series: Series, of: Callable[[float], float | bool | str | None], source: Series) -> None:
+    def __init__(self, series: Series, each: Each, source: Series) -> None:
         self.series = series
         self.lo = 0
-        self._of = of
+        self._each = each
         self._source = source
         source.windows.append(self)
 
     def advance(self) -> None:
         """Take in every sample of the source up to the last closed update."""
-        series, of = self.series, self._of
-        xs, steps = self._source.xs, self._source.steps
-        size, closed = len(xs), self._source.clock.closed
-        plain = series.times is None and series.tokens is None
-        index = self.lo
-        while index < size and (step := steps[index]) <= closed:
-            x = xs[index]
-            index += 1
-            if index < size and steps[index] == step:
-                continue
-            value = of(x)
-            if value is not None and plain and (number := float(value)) - number == 0.0:
-                series.add(number)
-                series.mark(step)
-            else:
-                _take(series, value, int(step))
-        self.lo = index
+        series, source, begin = self.series, self._source, self.lo
+        steps = source.steps
+        end = bisect_right(steps, source.clock.closed, begin)
+        if begin == end:
+            return
+        self.lo = end
+        values = self._each(source.xs[begin:end])
+        if series.times is None and series.tokens is None and not source.uneven and None not in values:
+            numbers = [*map(float, values)]  # type: ignore[arg-type]
+            if math.isfinite(sum(numbers)):  # all at once, as nearly always
+                series.xs += numbers
+                series.steps += steps[begin:end]
+                return
+        for index, value in enumerate(values, begin):
+            if index + 1 == len(steps) or steps[index + 1] != steps[index]:
+                _take(series, value, int(steps[index]))
+
+    let_go = advance
 
     def shift(self, count: int) -> None:
         """The source dropped its oldest ``count`` samples."""

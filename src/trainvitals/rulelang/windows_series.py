@@ -66,6 +66,9 @@ class Watcher(Protocol):
     def advance(self) -> None:
         """Take in every sample up to the newest."""
 
+    def let_go(self) -> None:
+        """Set `lo` to the oldest sample that will be needed, whether or not anything is computed."""
+
     def shift(self, count: int) -> None:
         """The series dropped its oldest ``count`` samples."""
 
@@ -277,7 +280,7 @@ class Series:
     def trim(self) -> None:
         """Drop what no window needs any more."""
         for window in self.windows:
-            window.advance()
+            window.let_go()
         count = min([len(self.xs) - KEEP, *(window.lo for window in self.windows)])
         if count <= 0:
             return

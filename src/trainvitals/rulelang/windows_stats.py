@@ -41,13 +41,14 @@ class Window:
         too_coarse: The length is below three observed cadences, so it can never hold three samples.
     """
 
-    __slots__ = ("_axis", "_cadence", "_clock", "_guard", "_need", "_places", "_result", "_review", "_spanned", "_steps", "_xs", "count", "key", "length", "lo", "seen", "series", "skip", "too_coarse")
+    __slots__ = ("_axis", "_back", "_cadence", "_clock", "_guard", "_need", "_places", "_result", "_review", "_spanned", "_steps", "_xs", "count", "key", "length", "lo", "seen", "series", "skip", "too_coarse")
 
     def __init__(self, key: str, series: Series, axis: Axis, length: float, skip: float = 0) -> None:
         self.key = key
         self.series = series
         self.length = length
         self.skip = skip
+        self._back = length + skip
         self.lo = 0
         self.seen = 0
         self.count = 0
@@ -69,10 +70,10 @@ class Window:
         """The statistic; None while the window is not ready or when its series is stale."""
         size = len(self._xs)
         if size != self.seen:
-            if size >= self._guard or size != self.seen + 1:
-                self.advance()
+            if size < self._guard:
+                self.go_on(size)
             else:
-                self.one_more(size)
+                self.advance()
         result = self._result
         if result is None or self._steps[-1] == self._clock.step or self.series.fresh():
             return result
@@ -100,10 +101,14 @@ class Window:
         self.count = count = size - self.lo
         enough = count >= self._need if size < self._review and self._spanned else self.ready()
         self._result = self.compute() if enough else None
-        self._guard = self._review if self._spanned and places is not None else 0
+        self._guard = self._review if self._spanned else 0
 
-    def one_more(self, size: int) -> None:
-        """`advance` in the common case, one new sample on an axis with positions and no cadence to review; written out where that pays."""
+    def go_on(self, size: int) -> None:
+        """`advance` in the common case, a window that spans its length and has no cadence to review; written out where that pays."""
+        self.advance()
+
+    def let_go(self) -> None:
+        """Set `lo` for the newest sample: what lies before it may be dropped. A statistic that nobody asked for need not be computed for that."""
         self.advance()
 
     def push(self, index: int, oldest: int) -> None:
@@ -131,10 +136,9 @@ class Window:
             self._observe_cadence()
         if self.count < self._need:
             return False
-        if not self._spanned and self._places is not None:
-            self._spanned = self.spans(self._places[self.seen - 1])
-            return self._spanned
-        return True
+        if not self._spanned:
+            self._spanned = self._places is None or self.spans(self._places[self.seen - 1])
+        return self._spanned
 
     def spans(self, place: float) -> bool:
         """Whether the run is as long as the window when its newest sample is at `place`."""
@@ -191,45 +195,73 @@ class Window:
         """Restore running sums bit by bit."""
 
 
-class Short(Window):
-    """Base of the windows that compute from a slice."""
+class Slice(Window):
+    """Base of the windows that are nothing but a slice: no state to keep, so the samples between need no look."""
 
-    __slots__ = ()
+    __slots__ = ("_end",)
 
-    def one_more(self, size: int) -> None:
-        xs = self._xs
-        places: list[float] = self._places  # type: ignore[assignment]
-        limit = places[-1] - self.length
-        lo = self.lo
-        while places[lo] <= limit:
-            lo += 1
-        self.lo = lo
-        self.seen = size
-        self.count = count = size - lo
-        self._result = self.of(xs[lo:]) if count >= self._need else None
+    def __init__(self, key: str, series: Series, axis: Axis, length: float, skip: float = 0) -> None:
+        super().__init__(key, series, axis, length, skip)
+        self._end = 0
 
     def advance(self) -> None:
-        """As `Window.advance`; without sums to keep, the samples between need no look."""
         size = len(self._xs)
         if self.seen == size:
             return
-        places = self._places
-        if places is None:
-            self.lo = max(self.lo, size - int(self.length))
-        else:
-            self.lo = bisect_right(places, places[-1] - self.length, self.lo)
+        self.let_go()
         self.seen = size
-        self.count = count = size - self.lo
+        self.count = count = self._end - self.lo
         enough = count >= self._need if size < self._review and self._spanned else self.ready()
         self._result = self.compute() if enough else None
-        self._guard = self._review if self._spanned and places is not None else 0
+        self._guard = self._review if self._spanned else 0
+
+    def let_go(self) -> None:
+        places, lo = self._places, self.lo
+        if places is None:
+            size = len(self._xs)
+            self._end = end = max(0, size - int(self.skip))
+            self.lo = max(lo, min(end, size - int(self._back)))
+        elif places:
+            last = places[-1]
+            self._end = end = bisect_right(places, last - self.skip, lo) if self.skip else len(places)
+            self.lo = bisect_right(places, last - self._back, lo, end)
+
+    def shift(self, count: int) -> None:
+        super().shift(count)
+        self._end -= count
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.lo, self._spanned, self._review, self._guard = state["lo"], state["spanned"], 0, 0
+        self.let_go()
+        self.seen = len(self._xs)
+        self.count = self._end - self.lo
+        self._result = self.compute() if self.seen and self.ready() else None
 
     def compute(self) -> float | None:
-        return self.of(self._xs[self.lo :])
+        return self.of(self._xs[self.lo : self._end])
 
     def of(self, values: list[float]) -> float | None:
         """The statistic of a slice."""
         raise NotImplementedError
+
+
+class Short(Slice):
+    """Base of the windows that compute from a short slice: a call less for those that are asked at every update."""
+
+    __slots__ = ()
+
+    def go_on(self, size: int) -> None:
+        places = self._places
+        if places is None:
+            self._end = end = size - int(self.skip)
+            self.lo = lo = size - int(self._back)
+        else:
+            last = places[-1]
+            self._end = end = bisect_right(places, last - self.skip, self.lo) if self.skip else size
+            self.lo = lo = bisect_right(places, last - self._back, self.lo, end)
+        self.seen = size
+        self.count = count = end - lo
+        self._result = self.of(self._xs[lo:end]) if count >= self._need else None
 
 
 class ShortMean(Short):
@@ -318,7 +350,7 @@ class ShortTheilSen(Short):
         return theil_sen(values, None if self._places is None else self._places[self.lo :])
 
 
-class Delta(Window):
+class Delta(Slice):
     """Last minus first sample inside."""
 
     __slots__ = ()
@@ -327,7 +359,7 @@ class Delta(Window):
         return self._xs[-1] - self._xs[self.lo]
 
 
-class Count(Window):
+class Count(Slice):
     """Number of samples inside; known from the first sample on."""
 
     __slots__ = ()
