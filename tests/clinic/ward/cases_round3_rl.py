@@ -52,10 +52,15 @@ def in_hundreds(folder: str, seed: int, **changes: Any) -> Any:
 
 def cooling(folder: str, seed: int, **changes: Any) -> Any:
     """The temperature is lowered from 1.2 to 0.8 in steps, for sampler and trainer alike."""
+    from trl.trainer.utils import add_fused_lm_head  # older versions of TRL have none, and read the cases as well
 
     def cool(**parts: Any) -> None:
         temperature = 1.2 - 0.1 * (trainer.state.global_step * 5 // STEPS)
-        trainer.temperature = trainer.generation_config.temperature = temperature
+        if temperature != trainer.temperature:
+            trainer.temperature = trainer.generation_config.temperature = temperature
+            # TRL 1.16 gives the head of the trainer's forward pass its temperature once, when it is built.
+            del trainer.model.forward
+            add_fused_lm_head(trainer.model, temperature=temperature, outputs=("log_probs", "entropy"))
 
     trainer = plain(folder, seed, callbacks=[Every(cool)], **{"temperature": 1.2, **changes})
     return trainer  # bound before `cool` runs
