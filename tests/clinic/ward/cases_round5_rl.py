@@ -1,4 +1,4 @@
-"""The fifth round: GRPO and AsyncGRPO, each fault as somebody reported it in public, by an author who did not read the rules.
+"""The fifth round: GRPO, RLOO and AsyncGRPO, each fault as somebody reported it in public, by an author who did not read the rules.
 
 See docs/decisions/0013, which names the thread behind every case. A root that begins with ``no-rule:`` is what a person would say where no
 rule's title does.
@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 import torch
-from tests.clinic.ward import cases_async
+from tests.clinic.ward import cases_async, cases_rloo
 from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.cases_grpo import STEPS, answers, changed, long_answer, plain
 from tests.clinic.ward.cases_grpo_reward import EVERY, HELD_OUT, probed, terse, two_rewards
@@ -82,6 +82,15 @@ def loss_zero(folder: str, seed: int, **changes: Any) -> Any:
 def loss_rises(folder: str, seed: int, **changes: Any) -> Any:
     """With a tie to the reference the logged loss is hardly more than its penalty: it rises from 0 for as long as the policy moves, and goes on when the reward is near its top."""
     return plain(folder, seed, **{"beta": 0.02, "learning_rate": 7e-4, "loss_type": "grpo", "max_steps": 130, **changes})
+
+
+def tied_groups(folder: str, seed: int, **changes: Any) -> Any:
+    """RLOO on a task that is soon solved: groups have no spread, and what is left of the gradient is that of the tie to the reference, as the objective has it."""
+
+    def any_vowel(completions: Sequence[Any], completion_ids: Any = None, **kwargs: Any) -> Scores:
+        return [float(score > 0) for score in tiny.vowels(completions, completion_ids)]
+
+    return cases_rloo.plain(folder, seed, reward=any_vowel, **{"beta": 0.05, "learning_rate": 8e-4, "max_steps": 110, **changes})
 
 
 # ---- the reward ----
@@ -166,8 +175,8 @@ def groups_of_one(folder: str, seed: int, **changes: Any) -> Any:
 # ---- the policy ----
 
 
-def _school(questions: Sequence[str], answer: Callable[[Random, int], list[int]], *, steps: int, end: bool = True) -> dict[str, torch.Tensor]:
-    """Weights of the policy after a second schooling, in which each question is answered by what `answer` gives for its place, and the end token if it has an `end`."""
+def _school(questions: Sequence[str], answer: Callable[[Random, int], list[int]], *, steps: int) -> dict[str, torch.Tensor]:
+    """Weights of the policy after a second schooling, in which each question is answered by what `answer` gives for its place."""
     random, vocabulary = Random(5), tiny.tokenizer()
     model = tiny.policy(vocabulary)
     chats = [vocabulary.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False) for text in questions]
@@ -179,7 +188,7 @@ def _school(questions: Sequence[str], answer: Callable[[Random, int], list[int]]
         rows, labels = [], []
         for _ in range(16):
             place = random.randrange(len(starts))
-            reply = [*answer(random, place), *[vocabulary.eos_token_id] * end]
+            reply = [*answer(random, place), vocabulary.eos_token_id]
             rows.append(torch.tensor(starts[place] + reply))
             labels.append(torch.tensor([-100] * len(starts[place]) + reply))
         ids = pad(rows, batch_first=True, padding_value=vocabulary.pad_token_id)
@@ -198,25 +207,10 @@ def _by_heart() -> dict[str, torch.Tensor]:
     return {**weights, "model.norm.weight": 2 * weights["model.norm.weight"]}  # as certain as many more updates would make it
 
 
-@cache
-def _wordy() -> dict[str, torch.Tensor]:
-    """Answers that go on for longer than any cap, most of their tokens of several letters."""
-    pieces = tiny.tokenizer().convert_tokens_to_ids(["us", "en", "is", "what", "at", "hat", "plus", "lus", *"abcdefghijklmnopqrstuvwxyz"])
-    weights = [6] * 8 + [1] * 26
-    return _school(tiny.questions(23), lambda random, place: random.choices(pieces, weights, k=random.randint(24, 30)), steps=160, end=False)
-
-
 def sharp_start(folder: str, seed: int, **changes: Any) -> Any:
     """The policy comes from a fine-tuning that taught it one answer for each question by heart: the samples of a group are the same, whatever the questions are worth."""
     trainer = plain(folder, seed, **changes)
     trainer.model.load_state_dict(_by_heart())
-    return trainer
-
-
-def cannot_stop(folder: str, seed: int, **changes: Any) -> Any:
-    """Short answers are paid by their characters, and the policy never ends within its cap: it learns to fill the cap with tokens of one character, and then all are alike in length."""
-    trainer = near_length(folder, seed, **changes)
-    trainer.model.load_state_dict(_wordy())
     return trainer
 
 
@@ -230,6 +224,7 @@ CASES: tuple[Case, ...] = (
     Case("async_grpo-cool-twin", "async_grpo", "Sampled at a temperature of 0.6, of which the trainer knows.", cool, cases_async.STEPS, seeds=TWIN_SEEDS),
     Case("grpo-loss-zero", "grpo", "Healthy: what is logged as loss is 0 in every update (huggingface/trl#3452).", loss_zero, 110, seeds=SEEDS, hard=True),
     Case("grpo-loss-rises", "grpo", "Healthy: the loss rises with the KL while the reward is near its top (aburkov/theLMbook#6).", loss_rises, 130, seeds=SEEDS, hard=True),
+    Case("rloo-tied-groups", "rloo", "Healthy: hardly a group has spread, and the tie to the reference still gives a gradient (huggingface/trl#5588).", tied_groups, 110, seeds=SEEDS, hard=True),
     _grpo(
         "distance-paid", "The distance to the wanted length is paid without a minus (huggingface/trl#2771).", partial(near_length, reward=distance),
         ["proxy-divergence", "paid-for-length", "no-rule:reward-has-the-wrong-sign"], ("over-optimization", "data"), ("over_optimizing", "drifting", "collapsed"), twin="grpo-near-twin", goal="eval.score",
@@ -263,10 +258,6 @@ CASES: tuple[Case, ...] = (
         "format-wins", "Form and task weigh the same, and the form is easier: it goes to its top and the task falls (huggingface/open-r1#255).", partial(changed, base=two_rewards, fault={"reward_weights": [1.0, 1.0]}),
         ["format-over-task"], ("over-optimization", "data"), ("over_optimizing", "drifting", "collapsed", "steady", "stalled"), twin="grpo-two-rewards-twin", cure={"reward_weights": [0.1, 1.0]},
         goal="reward.component_mean{component=different_vowels}",
-    ),
-    _grpo(
-        "cannot-stop", "Short answers are paid by their characters, and the policy never ends within its cap (ishanjmukherjee.github.io).", cannot_stop,
-        ["truncated-completions", "never-terminates", "advantage-collapse"], ("data", "ood-drift", "collapse"), ("collapsed", "stalled", "drifting"), twin="grpo-near-twin",
     ),
     _grpo(
         "length-bonus", "A second reward function pays for each character (didierlopes.com).", length_bonus, ["paid-for-length", "length-near-cap"], ("over-optimization", "data"),
