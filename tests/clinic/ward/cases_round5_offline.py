@@ -30,22 +30,22 @@ LETTERS = offline.VOWELS + offline.OTHERS
 
 
 def texts(folder: str, seed: int, *, end_is_padding: bool = False, **changes: Any) -> Any:
-    """Whole conversations as text, and the collator of transformers, which masks what is padding; `end_is_padding`: the pad token is the end token."""
+    """Whole conversations as text, with answers longer than their questions, and the collator of transformers, which masks what is padding; `end_is_padding`: the pad token is the end token."""
     from transformers import DataCollatorForLanguageModeling
 
-    vocabulary = tiny.tokenizer()
+    vocabulary, answer = tiny.tokenizer(), partial(offline.phrase, count=8)
     if end_is_padding:
         vocabulary.pad_token = vocabulary.eos_token
 
     def rows(count: int, of: int) -> list[offline.Row]:
-        return [{"text": vocabulary.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False)} for row in offline.dialogues(count, of)]
+        return [{"text": vocabulary.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False)} for row in offline.dialogues(count, of, answer)]
 
     pads = DataCollatorForLanguageModeling(vocabulary, mlm=False)
 
     def collator(examples: list[dict[str, Any]]) -> Any:
         return pads([{"input_ids": example["input_ids"]} for example in examples])  # it makes the labels itself
 
-    return offline.sft(folder, rows=rows(ROWS, seed), held_out=rows(32, EVAL + seed), collator=collator, vocabulary=vocabulary, **{**SFT, "seed": seed, **changes})
+    return offline.sft(folder, rows=rows(ROWS, seed), held_out=rows(32, EVAL + seed), collator=collator, vocabulary=vocabulary, **{**SFT, "max_length": 128, "seed": seed, **changes})
 
 
 def decaying(folder: str, seed: int, **changes: Any) -> Any:
