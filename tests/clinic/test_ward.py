@@ -12,7 +12,7 @@ import pytest
 from tests.clinic.ward import __main__ as commands
 from tests.clinic.ward import effect, fresh, intervals, report, rounds, score
 from tests.clinic.ward.case import HEALTHY_STATES, Case
-from tests.clinic.ward.cases import CASES, EVERY, ROUND_FOUR, ROUND_THREE, ROUND_TWO, by_id
+from tests.clinic.ward.cases import CASES, EVERY, ROUND_FIVE, ROUND_FOUR, ROUND_THREE, ROUND_TWO, by_id
 from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
 from tests.clinic.ward.onset import Twins, series, visible
 from tests.clinic.ward.record import FOLDERS, first_recorded, load, record_all, save, thin
@@ -251,6 +251,24 @@ def test_the_fourth_round_is_what_its_list_says() -> None:
     assert rounds.seeds(rounds.FOUR, faults[0]) == faults[0].seeds
     for case in older:
         assert set(load(case.id, FOLDERS["four"])) <= set(listed["seeds"])
+
+
+def test_the_fifth_round_is_what_its_list_says() -> None:
+    listed, older = score.listed("five"), (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR)
+    assert sorted(listed["cases"]) == sorted(case.id for case in ROUND_FIVE)
+    trained = {seed for case in older for seed in case.seeds} | set(set_aside()["seeds"]) | {seed for word in ("two", "three", "four") for seed in score.listed(word)["seeds"]}
+    assert not trained & {*listed["seeds"], *(seed for case in ROUND_FIVE for seed in case.seeds)}
+    faults = [case for case in ROUND_FIVE if case.sick]
+    assert len(faults) >= 20
+    assert all(len(case.seeds) == 3 and 1 <= len(case.roots) <= 3 for case in faults)
+    assert sum(not case.sick and len(case.seeds) == 3 for case in ROUND_FIVE) >= 6
+    assert {split_of(case, case.seeds[0]) for case in ROUND_FIVE} == {"round five: new case"}
+    assert split_of(CASES[0], 16) == split_of(ROUND_FOUR[0], 16) == "round five: new seed"
+    assert split_of(CASES[0], 9) == "round four: new seed"
+    assert rounds.seeds(rounds.FIVE, by_id("grpo-twin")) == (16,)
+    assert rounds.seeds(rounds.FIVE, faults[0]) == faults[0].seeds
+    for case in older:
+        assert set(load(case.id, FOLDERS["five"])) <= set(listed["seeds"])
 
 
 @pytest.mark.parametrize(("which", "case"), [(which, case) for which in rounds.ROUNDS.values() for case in which.cases], ids=lambda one: getattr(one, "id", ""))

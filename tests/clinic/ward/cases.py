@@ -19,6 +19,8 @@ from tests.clinic.ward import (
     cases_round4_offline,
     cases_round4_rl,
     cases_round4_sampled,
+    cases_round5_offline,
+    cases_round5_rl,
     cases_supervised,
 )
 from tests.clinic.ward.case import Case
@@ -39,7 +41,9 @@ ROUND_THREE: tuple[Case, ...] = (*cases_round3_rl.CASES, *cases_round3_preferenc
 """The same of the third round: faults that were drawn by lot from the catalogue of failures (docs/decisions/0011)."""
 ROUND_FOUR: tuple[Case, ...] = (*cases_round4_rl.CASES, *cases_round4_sampled.CASES, *cases_round4_offline.CASES)
 """The same of the fourth round: drawn by lot again, with another order (docs/decisions/0012)."""
-EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR)
+ROUND_FIVE: tuple[Case, ...] = (*cases_round5_rl.CASES, *cases_round5_offline.CASES)
+"""The same of the fifth round: what people reported in public (docs/decisions/0013)."""
+EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE)
 
 
 def by_id(case_id: str) -> Case:
