@@ -15,7 +15,7 @@ from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.cases import CASES, EVERY, ROUND_FIVE, ROUND_FOUR, ROUND_THREE, ROUND_TWO, by_id
 from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
 from tests.clinic.ward.onset import Twins, series, visible
-from tests.clinic.ward.record import FOLDERS, first_recorded, load, record_all, save, thin
+from tests.clinic.ward.record import FOLDERS, first_recorded, load, record_all, save, seeds_of, thin
 from tests.clinic.ward.score import Alarm, Judged, judge, ranked, set_aside, split_of
 from tests.clinic.ward.tally import first_scored, per_rule, tally
 
@@ -231,7 +231,7 @@ def test_the_third_round_is_what_its_list_says() -> None:
     assert rounds.seeds(rounds.THREE, by_id("orpo-twin")) == (7, 8)
     assert rounds.seeds(rounds.THREE, faults[0]) == faults[0].seeds
     for case in (*CASES, *ROUND_TWO):
-        assert set(load(case.id, FOLDERS["three"])) <= set(listed["seeds"])
+        assert seeds_of(case.id, FOLDERS["three"]) <= set(listed["seeds"])
 
 
 def test_the_fourth_round_is_what_its_list_says() -> None:
@@ -250,7 +250,7 @@ def test_the_fourth_round_is_what_its_list_says() -> None:
     assert rounds.seeds(rounds.FOUR, by_id("orpo-twin")) == rounds.seeds(rounds.FOUR, by_id("sft-moe-twin")) == (9,)
     assert rounds.seeds(rounds.FOUR, faults[0]) == faults[0].seeds
     for case in older:
-        assert set(load(case.id, FOLDERS["four"])) <= set(listed["seeds"])
+        assert seeds_of(case.id, FOLDERS["four"]) <= set(listed["seeds"])
 
 
 def test_the_fifth_round_is_what_its_list_says() -> None:
@@ -268,7 +268,7 @@ def test_the_fifth_round_is_what_its_list_says() -> None:
     assert rounds.seeds(rounds.FIVE, by_id("grpo-twin")) == (16,)
     assert rounds.seeds(rounds.FIVE, faults[0]) == faults[0].seeds
     for case in older:
-        assert set(load(case.id, FOLDERS["five"])) <= set(listed["seeds"])
+        assert seeds_of(case.id, FOLDERS["five"]) <= set(listed["seeds"])
 
 
 @pytest.mark.parametrize(("which", "case"), [(which, case) for which in rounds.ROUNDS.values() for case in which.cases], ids=lambda one: getattr(one, "id", ""))
@@ -292,12 +292,12 @@ def test_a_case_of_a_later_round_is_whole(which: rounds.Round, case: Case) -> No
 
 def test_seeds_of_the_second_round_lie_apart() -> None:
     for case in CASES:
-        assert set(load(case.id, rounds.TWO.folder)) <= set(rounds.seeds(rounds.TWO, case))
-        assert not set(load(case.id)) & set(rounds.seeds(rounds.TWO, case))
+        assert seeds_of(case.id, rounds.TWO.folder) <= set(rounds.seeds(rounds.TWO, case))
+        assert not seeds_of(case.id) & set(rounds.seeds(rounds.TWO, case))
     for case in (*CASES, *ROUND_TWO):
-        assert not set(rounds.seeds(rounds.THREE, case)) & {*load(case.id), *load(case.id, rounds.TWO.folder)}
+        assert not set(rounds.seeds(rounds.THREE, case)) & (seeds_of(case.id) | seeds_of(case.id, rounds.TWO.folder))
     for case in (*CASES, *ROUND_TWO, *ROUND_THREE):
-        assert not set(rounds.seeds(rounds.FOUR, case)) & {seed for which in (rounds.TWO, rounds.THREE) for seed in load(case.id, which.folder)}
+        assert not set(rounds.seeds(rounds.FOUR, case)) & {seed for which in (rounds.TWO, rounds.THREE) for seed in seeds_of(case.id, which.folder)}
 
 
 @pytest.mark.parametrize("which", [*rounds.ROUNDS.values()], ids=lambda which: which.word)
@@ -356,39 +356,32 @@ def test_the_first_look_ends_with_what_why_keeps(which: rounds.Round, monkeypatc
 def test_a_page_is_judged_by_the_newest_round_that_was_scored(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     runs = _stand_ins()
     kept = first_scored(tally(runs, {case.id: case for case in CASES}))
-    monkeypatch.setattr(report, "FIRST_SCORED_4", None)
-    monkeypatch.setattr(report, "FIRST_SCORED_3", None)
-    monkeypatch.setattr(report, "FIRST_SCORED_2", kept)
     monkeypatch.setattr(report, "judge_all", lambda cases: [replace(run, split="dev") for run in runs])
     monkeypatch.setattr(rounds, "judge_all", lambda which: [replace(run, split=which.parts[0]) for run in runs])
     monkeypatch.setattr(report.peer_scores, "section", lambda found, cases: "")
-    page = report.build()
-    assert "| round two, as first scored | met | round two, today | set aside, as first scored | set aside, today | development half |" in page
-    assert "## The second round" in page
-    assert report.ROUND_TWO_JUDGES in page
-    assert "round three" not in page
-    monkeypatch.setattr(report, "FIRST_SCORED_3", kept)
-    page = report.build()
-    assert (
-        "| round three, as first scored | met | round three, today | round two, as first scored | round two, today | "
-        "set aside, as first scored | set aside, today | development half |"
-    ) in page
-    assert page.index("## The third round") < page.index("## The second round")
-    assert "| round three: new case | " in page
-    assert report.ROUND_THREE_JUDGES in page
-    assert "round four" not in page
-    monkeypatch.setattr(report, "FIRST_SCORED_4", kept)
-    page = report.build()
-    assert "| round four, as first scored | met | round four, today | round three, as first scored | round three, today | " in page
-    assert page.index("## The fourth round") < page.index("## The third round")
-    assert "| round four: new case | " in page
-    assert report.ROUND_FOUR_JUDGES in page
-    monkeypatch.setattr(report, "FIRST_SCORED_4", None)
-    monkeypatch.setattr(report, "FIRST_SCORED_3", None)
-    monkeypatch.setattr(report, "FIRST_SCORED_2", None)
-    page = report.build()
-    assert "round two" not in page
-    assert report.ROUND_ONE_JUDGES in page
+    monkeypatch.setattr(report.fresh, "section", lambda: "")  # it judges two hundred recordings
+    words = [which.word for which in rounds.ROUNDS.values()]
+    assert [*reversed(words)] == [*report.LATER], "the newest first, and none forgotten"
+    for scored in range(len(words) + 1):
+        looked, waits = words[:scored], words[scored:]
+        monkeypatch.setattr(report, "LATER", {word: kept if word in looked else None for word in reversed(words)})
+        page = report.build()
+        columns = [*(f"round {word}, as first scored" for word in reversed(looked)), "set aside, as first scored"]
+        head = next(line for line in page.splitlines() if line.startswith("| score | goal |"))
+        assert [cell for cell in head.split(" | ") if "first scored" in cell] == columns
+        assert f"| {columns[0]} | met | " in head
+        assert [word for word in reversed(words) if f"| round {word}: new case | " in page] == [*reversed(looked)]
+        assert sorted(page.index(f"## {which.title}") for which in rounds.ROUNDS.values() if which.word in looked) == [page.index(f"## {rounds.ROUNDS[f'round-{word}'].title}") for word in reversed(looked)]
+        assert not any(f"round {word}" in page for word in waits)
+        assert report.judges([*reversed(looked)]) in page
+
+
+def test_which_runs_count_is_said_in_words() -> None:
+    assert report.judges([]) == "only they count for the goals"
+    assert report.judges(["two"]) == "the goals were judged by them until a second round of faults was scored (docs/decisions/0009), which counts now"
+    assert report.judges(["four", "three", "two"]) == (
+        "the goals were judged by them until a second, a third, then a fourth round of faults were scored (docs/decisions/0009, 0011 and 0012), the last of which counts now"
+    )
 
 
 def test_goals_are_judged_by_the_first_look_at_the_first_column() -> None:
@@ -437,8 +430,10 @@ def test_onset_scale_never_vanishes() -> None:
     assert twins.distance("nothing", 10, 1.1) is None
 
 
-def test_every_healthy_setting_was_trained_anew() -> None:
-    """What is healthy and never recorded with today's signals cannot show a false alarm of a new rule."""
+def test_every_older_case_was_trained_anew() -> None:
+    """What was never recorded with today's signals can show neither a false alarm of a new rule nor that it hears."""
     kept = {path.name.removesuffix(".jsonl.xz") for path in fresh.FRESH.glob("*.jsonl.xz")}
-    assert kept == {case.id for case in fresh.HEALTHY}
-    assert not any(case.seeds and fresh.SEED in case.seeds for case in fresh.HEALTHY)
+    assert kept == {case.id for case in fresh.OLDER}
+    assert not any(fresh.SEED in case.seeds for case in fresh.OLDER)
+    grouped = [case.id for group in fresh.groups().values() for case in group]
+    assert sorted(grouped) == sorted(case.id for case in fresh.OLDER if case.sick), "each fault in one group"

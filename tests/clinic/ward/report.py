@@ -13,16 +13,7 @@ from tests.clinic.ward.cases import CASES, EVERY
 from tests.clinic.ward.cure import ARMS
 from tests.clinic.ward.score import Judged, judge_all, right_verdict, set_aside
 from tests.clinic.ward.tally import Rate, Share, Tally, per_rule, tally
-from tests.clinic.ward.why import (
-    CURE_MISSED,
-    CURE_TRIED,
-    FIRST_SCORED,
-    FIRST_SCORED_2,
-    FIRST_SCORED_3,
-    FIRST_SCORED_4,
-    MISSED,
-    TRIED,
-)
+from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, LATER, MISSED, TRIED
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmark.md"
 RESULTS = Path(__file__).parent / "results"
@@ -51,10 +42,18 @@ shares, exact Poisson for rates. The five seeds of a fault are not independent o
 one fault decides: read the table by case as well.
 """
 
-ROUND_ONE_JUDGES = "only they count for the goals"
-ROUND_TWO_JUDGES = "the goals were judged by them until a second round of faults was scored (docs/decisions/0009), which counts now"
-ROUND_THREE_JUDGES = "the goals were judged by them until a second and then a third round of faults were scored (docs/decisions/0009 and 0011), the last of which counts now"
-ROUND_FOUR_JUDGES = "the goals were judged by them until a second, a third and then a fourth round of faults were scored (docs/decisions/0009, 0011 and 0012), the last of which counts now"
+def judges(words: Sequence[str]) -> str:
+    """Which runs the goals are judged by, from the names of the later rounds that were scored, the newest first."""
+    if not words:
+        return "only they count for the goals"
+    *older, newest = reversed(words)
+    listed = f"a second, {', then '.join(NTH[word] for word in [*older[1:], newest])}" if older else "a second"
+    pages = " and ".join(filter(None, [", ".join(DECISIONS[word] for word in older), DECISIONS[newest]]))
+    return f"the goals were judged by them until {listed} round of faults {'were' if older else 'was'} scored (docs/decisions/{pages}), {'the last of ' if older else ''}which counts now"
+
+
+NTH = {"three": "a third", "four": "a fourth", "five": "a fifth"}
+DECISIONS = {"two": "0009", "three": "0011", "four": "0012", "five": "0013"}
 
 
 def build() -> str:
@@ -65,14 +64,13 @@ def build() -> str:
     dev = [run for run in found if run.split == "dev"]
     every = {case.id: case for case in EVERY}
     # To judge a round is to look at it: not before it was scored on purpose.
-    scored = ((rounds.FOUR, FIRST_SCORED_4), (rounds.THREE, FIRST_SCORED_3), (rounds.TWO, FIRST_SCORED_2))
+    scored = [(rounds.ROUNDS[f"round-{word}"], kept) for word, kept in LATER.items()]
     later = [(which, kept, rounds.judge_all(which)) for which, kept in scored if kept]
     runs = [run for _, _, those in later for run in those]
     columns: list[Column] = [(f"round {which.word}", kept, tally(those, every)) for which, kept, those in later]
     columns += [("set aside", FIRST_SCORED, tally(aside, cases)), ("development half", None, tally(dev, cases))]
-    judged = ROUND_FOUR_JUDGES if FIRST_SCORED_4 else ROUND_THREE_JUDGES if FIRST_SCORED_3 else ROUND_TWO_JUDGES if FIRST_SCORED_2 else ROUND_ONE_JUDGES
     parts = [
-        HEAD.format(judged=judged), _counts(found, cases), goals(columns, *_cured(every, unseen=True)), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
+        HEAD.format(judged=judges([which.word for which, _, _ in later])), _counts(found, cases), goals(columns, *_cured(every, unseen=True)), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
         _healthy(found, cases), fresh.section(), _rules(found, cases), _cure(every), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *runs], every),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
@@ -160,14 +158,13 @@ def _points(uplift: float | None) -> str:
 
 def _parts(aside: Sequence[Judged], cases: Mapping[str, Case]) -> str:
     rows = []
-    for name in (*rounds.FOUR.parts, *rounds.THREE.parts, *rounds.TWO.parts, "new fault", "new seed"):
+    for name in (*(part for which in reversed(rounds.ROUNDS.values()) for part in which.parts), "new fault", "new seed"):
         runs = [run for run in aside if run.split == name]
         if not runs:
             continue
         scores = tally(runs, cases)
         rows.append((name, scores.detected, scores.first, scores.sick_verdict, scores.delay, scores.false_runs))
-    parts = {2: "two", 4: "four", 6: "six", 8: "eight"}.get(len(rows), len(rows))
-    return f"What was set aside, in its {parts} parts: faults of which no seed was looked at, and unseen seeds of known faults and healthy settings.\n\n" + _table(
+    return f"What was set aside, in its {len(rows)} parts: faults of which no seed was looked at, and unseen seeds of known faults and healthy settings.\n\n" + _table(
         ("part", "detected", "root first", "verdict of sick runs", "median delay", "healthy runs warned"), rows
     )
 

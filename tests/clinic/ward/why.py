@@ -27,6 +27,10 @@ FIRST_SCORED_4: dict[str, Any] | None = {"detected": (53, 72), "first": (36, 72)
 """The fourth round (docs/decisions/0012), by ``--split round-four``, the first time at commit d0cfdb4 on 2026-11-29; it judges the goals from then on."""
 FIRST_SCORED_3: dict[str, Any] | None = {"detected": (75, 112), "first": (50, 112), "verdict": (157, 175), "warned": (0, 63), "false": (0, 7_532), "delay": 29.0}
 """The same of the third round (docs/decisions/0011), by ``--split round-three``, the first time at commit 839895e on 2026-11-29; it judges the goals from then on."""
+FIRST_SCORED_5: dict[str, Any] | None = None
+"""The fifth round (docs/decisions/0013), by ``--split round-five``; it judges the goals from then on."""
+LATER = {"five": FIRST_SCORED_5, "four": FIRST_SCORED_4, "three": FIRST_SCORED_3, "two": FIRST_SCORED_2}
+"""Round to what it said the first time, the newest first. The goals are judged by the newest that was looked at."""
 MISSED: dict[str, str] = {
     "grpo-off-policy": "Eight updates per batch at a rate sixty times too high: the size of the steps and single ratios speak before the share outside the clip range does. Both are true.",
     "grpo-sign-flip": "The turned reward teaches answers that never end or are empty; that is told before the held-out score has its evidence.",
