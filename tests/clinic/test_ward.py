@@ -15,7 +15,7 @@ from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.cases import CASES, EVERY, ROUND_FIVE, ROUND_FOUR, ROUND_THREE, ROUND_TWO, by_id
 from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
 from tests.clinic.ward.onset import Twins, series, visible
-from tests.clinic.ward.record import FOLDERS, first_recorded, load, record_all, save, seeds_of, thin
+from tests.clinic.ward.record import FOLDERS, first_recorded, load, record_all, save, seeds_in, thin
 from tests.clinic.ward.score import Alarm, Judged, judge, ranked, set_aside, split_of
 from tests.clinic.ward.tally import first_scored, per_rule, tally
 
@@ -231,7 +231,7 @@ def test_the_third_round_is_what_its_list_says() -> None:
     assert rounds.seeds(rounds.THREE, by_id("orpo-twin")) == (7, 8)
     assert rounds.seeds(rounds.THREE, faults[0]) == faults[0].seeds
     for case in (*CASES, *ROUND_TWO):
-        assert seeds_of(case.id, FOLDERS["three"]) <= set(listed["seeds"])
+        assert seeds_in(case.id, FOLDERS["three"]) <= set(listed["seeds"])
 
 
 def test_the_fourth_round_is_what_its_list_says() -> None:
@@ -250,7 +250,7 @@ def test_the_fourth_round_is_what_its_list_says() -> None:
     assert rounds.seeds(rounds.FOUR, by_id("orpo-twin")) == rounds.seeds(rounds.FOUR, by_id("sft-moe-twin")) == (9,)
     assert rounds.seeds(rounds.FOUR, faults[0]) == faults[0].seeds
     for case in older:
-        assert seeds_of(case.id, FOLDERS["four"]) <= set(listed["seeds"])
+        assert seeds_in(case.id, FOLDERS["four"]) <= set(listed["seeds"])
 
 
 def test_the_fifth_round_is_what_its_list_says() -> None:
@@ -268,7 +268,7 @@ def test_the_fifth_round_is_what_its_list_says() -> None:
     assert rounds.seeds(rounds.FIVE, by_id("grpo-twin")) == (16,)
     assert rounds.seeds(rounds.FIVE, faults[0]) == faults[0].seeds
     for case in older:
-        assert seeds_of(case.id, FOLDERS["five"]) <= set(listed["seeds"])
+        assert seeds_in(case.id, FOLDERS["five"]) <= set(listed["seeds"])
 
 
 @pytest.mark.parametrize(("which", "case"), [(which, case) for which in rounds.ROUNDS.values() for case in which.cases], ids=lambda one: getattr(one, "id", ""))
@@ -292,12 +292,12 @@ def test_a_case_of_a_later_round_is_whole(which: rounds.Round, case: Case) -> No
 
 def test_seeds_of_the_second_round_lie_apart() -> None:
     for case in CASES:
-        assert seeds_of(case.id, rounds.TWO.folder) <= set(rounds.seeds(rounds.TWO, case))
-        assert not seeds_of(case.id) & set(rounds.seeds(rounds.TWO, case))
+        assert seeds_in(case.id, rounds.TWO.folder) <= set(rounds.seeds(rounds.TWO, case))
+        assert not seeds_in(case.id) & set(rounds.seeds(rounds.TWO, case))
     for case in (*CASES, *ROUND_TWO):
-        assert not set(rounds.seeds(rounds.THREE, case)) & (seeds_of(case.id) | seeds_of(case.id, rounds.TWO.folder))
+        assert not set(rounds.seeds(rounds.THREE, case)) & (seeds_in(case.id) | seeds_in(case.id, rounds.TWO.folder))
     for case in (*CASES, *ROUND_TWO, *ROUND_THREE):
-        assert not set(rounds.seeds(rounds.FOUR, case)) & {seed for which in (rounds.TWO, rounds.THREE) for seed in seeds_of(case.id, which.folder)}
+        assert not set(rounds.seeds(rounds.FOUR, case)) & {seed for which in (rounds.TWO, rounds.THREE) for seed in seeds_in(case.id, which.folder)}
 
 
 @pytest.mark.parametrize("which", [*rounds.ROUNDS.values()], ids=lambda which: which.word)

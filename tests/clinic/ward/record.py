@@ -44,7 +44,7 @@ def run_id(case_id: str, seed: int) -> str:
     return f"{case_id}-s{seed}"
 
 
-def seeds_of(case_id: str, folder: Path = FOLDER) -> set[int]:
+def seeds_in(case_id: str, folder: Path = FOLDER) -> set[int]:
     """Which seeds of a case are recorded, for a tenth of what `load` takes."""
     path = path_of(case_id, folder)
     if not path.exists():
