@@ -8,6 +8,8 @@ checked where it can occur, and terms of ``and``/``or`` come cheapest first, whi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import CodeType
 from typing import Any, cast
 
 from trainvitals.rulelang.functions import MATH, apply_math
@@ -56,9 +58,15 @@ def _function(node: Bound, argument: str | None) -> Callable[..., Any]:
     else:
         body = ["    out = []", "    add = out.append", "    for x in xs:", *writer.lines, f"        add({atom})", "    return out"]
     namespace: dict[str, Any] = dict(writer.slots)
-    exec(compile("\n".join([f"def bound({names}):", *body]), "<bound expression>", "exec"), namespace)
+    exec(_code("\n".join([f"def bound({names}):", *body])), namespace)
     function: Callable[..., Any] = namespace["bound"]
     return function
+
+
+@lru_cache(maxsize=4096)
+def _code(source: str) -> CodeType:
+    """Compiled source, kept: a rule that is bound again, or for the next run, is written in the same words."""
+    return compile(source, "<bound expression>", "exec")
 
 
 class _Writer:
