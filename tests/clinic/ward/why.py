@@ -27,8 +27,8 @@ FIRST_SCORED_4: dict[str, Any] | None = {"detected": (53, 72), "first": (36, 72)
 """The fourth round (docs/decisions/0012), by ``--split round-four``, the first time at commit d0cfdb4 on 2026-11-29; it judges the goals from then on."""
 FIRST_SCORED_3: dict[str, Any] | None = {"detected": (75, 112), "first": (50, 112), "verdict": (157, 175), "warned": (0, 63), "false": (0, 7_532), "delay": 29.0}
 """The same of the third round (docs/decisions/0011), by ``--split round-three``, the first time at commit 839895e on 2026-11-29; it judges the goals from then on."""
-FIRST_SCORED_5: dict[str, Any] | None = None
-"""The fifth round (docs/decisions/0013), by ``--split round-five``; it judges the goals from then on."""
+FIRST_SCORED_5: dict[str, Any] | None = {"detected": (60, 63), "first": (40, 63), "verdict": (105, 110), "warned": (0, 47), "false": (0, 5_580), "delay": 4.0}
+"""The fifth round (docs/decisions/0013), by ``--split round-five``, the first time at commit c08f344 on 2026-11-30; it judges the goals from then on."""
 LATER = {"five": FIRST_SCORED_5, "four": FIRST_SCORED_4, "three": FIRST_SCORED_3, "two": FIRST_SCORED_2}
 """Round to what it said the first time, the newest first. The goals are judged by the newest that was looked at."""
 MISSED: dict[str, str] = {
