@@ -115,7 +115,14 @@ def test_an_error_behind_a_warning_still_says_what_became_of_the_run() -> None:
     made.take(finding(weak, "suppressed", suppressed_by="cause"), weak)
     verdict = made.make(50)
     assert verdict is not None
-    assert verdict.state == "steady"  # a suppressed warning has no word
+    assert verdict.state == "collapsed"  # a cause without a word of its own, and an effect that has one
+    named = rule("named", "collapse", verdict="stalled")
+    made = maker(named, weak)
+    made.take(finding(named, onset=40), named)
+    made.take(finding(weak, "suppressed", suppressed_by="named"), weak)
+    verdict = made.make(50)
+    assert verdict is not None
+    assert verdict.state == "stalled"  # a suppressed warning does not overrule
 
 
 def test_own_verdict_and_stop_offer() -> None:

@@ -241,9 +241,9 @@ class VerdictMaker:
         speaking = [entry for entry in self.open.values() if not entry.suppressed and entry.severity != "info"]
         if speaking:
             leader = min(speaking, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule))
-            # A cause is what to act on, and the worst of its effects says how soon and how the run is called.
-            effects = [entry for entry in self.open.values() if entry.suppressed and entry.severity == "error"]
-            policy = [entry for entry in (*speaking, *effects) if _state(entry)]
+            # A cause is what to act on, and the worst of its effects says how soon and how the run is called; a milder effect only where nothing else does.
+            effects = [entry for entry in self.open.values() if entry.suppressed and entry.severity != "info" and _state(entry)]
+            policy = [entry for entry in speaking if _state(entry)] + [entry for entry in effects if entry.severity == "error"] or effects
             shaping = leader if (leader in policy and leader.severity == "error") or not policy else min(
                 policy, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule)
             )  # fmt: skip

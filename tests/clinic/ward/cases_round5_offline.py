@@ -239,7 +239,7 @@ CASES: tuple[Case, ...] = (
          ["resumed-without-optimizer"], ("config", "numerics"), ("drifting", *LEARNS), twin="sft-linear-twin"),
     _dpo("reference-base", "The reference is the base model and the policy its fine-tuned child (huggingface/trl#1236).", reference_base, 100, ["reference-mismatch"], ("config", "ood-drift"),
          ("drifting", *LEARNS)),
-    _dpo("answers-outside", "A collator masks every answer: rewards are 0, the loss is ln 2 (Yifan-Song793/ETO#14).", answers_outside, 100, ["labels-masked", "preference-not-learning"],
+    _dpo("answers-outside", "A collator masks every answer: rewards are 0, the loss is ln 2 (Yifan-Song793/ETO#14).", answers_outside, 100, ["labels-masked", "preference-not-learning", "no-completion-tokens"],
          ("data", "stall"), ("stalled",)),
     _dpo("no-anchor", "Adapters at five times their rate, without a term that holds the chosen answers (hiyouga/LlamaFactory#6153).", no_anchor, 100, ["likelihood-displacement", "adapter-learning-rate-high"],
          ("ood-drift", "over-optimization", "config"), ("drifting", "over_optimizing", "diverged"), goal="preference.logp_chosen", twin="dpo-lora-twin", cure={"learning_rate": 3e-4}),
