@@ -123,7 +123,7 @@ def test_prompts_as_long_as_the_maximum(name: str, tmp_path, observe) -> None:
     assert patient.loud.keys() == {"no-completion-tokens"}  # the NaN that follows is its consequence
     assert patient.loud["no-completion-tokens"] == 1
     said = line(patient, "no-completion-tokens")
-    assert said.startswith("[TRL] ERROR: 100% of the responses have no token left after truncation")
+    assert said.startswith("[TRL] ERROR: 100% of the responses have no token in the loss")
     assert "Raise max_length" in said
     assert {finding.rule.id for finding in patient.monitor.findings if finding.suppressed_by} & {"hidden-nan", "nonfinite-loss"}
 

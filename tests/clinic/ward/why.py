@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-TRIED = """The goals are judged by the third round: 28 faults drawn by lot from the 191 pathologies of our notes and planted by somebody who had not read the rules. Looked at once, it misses
-four of them: detected 67 % (goal 95), root cause first 45 % (85), a median delay of 29 updates (10), verdict 89.7 % (90); no healthy run of 63 was warned (goal 5 %), no false alarm in 7,532 healthy updates (0.2
-per 1,000). The second round, before its faults were known, said 79 and 59 %, the first, whose catalogue the rules' authors had written themselves, 94 and 82 %. So the honest answer to "will it hear the next fault?" is two times in three, and
-"will it be silent in a healthy run?" yes. Of the 28 faults 11 had a cause that no rule's title said.
+TRIED = """The goals are judged by the fifth round: 21 faults that people reported in public, planted by somebody who had not read the rules. Looked at once, it meets detection (60 of 63 runs, goal 95 %),
+false alarms (none in 5,580 healthy updates), healthy runs (0 of 47 warned), delay (4 updates) and verdict (95 %), and misses one: the root cause is first in 63 % (goal 85). Of the 23 runs in which it is not, 3 were silent
+(`grpo-format-wins`: the form is at its top, the task stays where it was, and nothing in the run says that more was possible). In 6 the first line says the cause in other words than the author chose, who knew titles only (`no-completion-tokens` where a
+collator masks every answer, `kto-batch-too-small` where one class is missing in a batch of two). In 3 the consequence of a cap stood before the cap, in 3 a jump of the rate after a long fall was told as a schedule that does not fit: both repaired, which only
+"today" shows. In 2 a bonus for length met the cap before its correlation was certain. In 6 the cause is not to be seen from inside (a judge that is mostly chance, where no answer comes twice; a label that lies in the language of a pair).
 
-What the third round was silent about fell into three kinds. A mechanism that no signal showed (embeddings that were never trained, a sampler with another template, a judge's failures that count as zero).
-A rule that existed and asked for more than a real case gives (back-pressure, the sampler's KL in AsyncGRPO, length that is paid for, overfitting within 100 updates). And one false accusation: a teacher was blamed for what an untrained
-student wrote. Most of it was repaired after the look, which the column "today" shows; a fourth round is owed before anybody quotes that column.
+How far this goes: people report what is common. Of rare faults, drawn by lot from the 191 pathologies of our notes, less is told: the fourth round said 74 % detected and 50 % root first at its first look, the third 67 and 45, the second, of faults that
+one author thought of, 79 and 59, the first, whose catalogue the rules' authors had written themselves, 94 and 82. Each round became development data for the next: what was repaired shows under *today* only.
 
-Tried before that look, after the second round: strong evidence at once and weak evidence late in twenty rules (the median delay on the second round went from 27 updates to 4), ten new rules
-for what it was silent about, a sequential test for the plateau of the loss, and signals for near-copies in a group, for length bias in pairs, for one answer to everything, for padding in the loss and for samples that do not come from the policy.
+Tried so far: strong evidence at once and weak evidence late in twenty rules (after round two: the median delay there went from 27 updates to 4), rules for every line of the catalogue that a signal can show, sequential tests for plateaus, invariants that are read at
+the first update (whose advantages, which tokens, which parameters), signals for copies and overlap in a group, for what texts foretell of a score, for length bias in pairs, for samples that do not come from the policy. Four rounds said that root causes are missed where a
+symptom is sure sooner than its cause: dates of onset are walked back for that, and causes named in rules, but what the cause is called stays a matter of words in every second case.
 """
 FIRST_SCORED: dict[str, Any] = {"detected": (312, 331), "first": (271, 331), "verdict": (432, 467), "false": (0, 19_765), "warned": (0, 136), "delay": 10.0}
 """What the set-aside half said the first time anybody looked, at commit 9521985: hits and tries, events and updates, median. The goals
