@@ -16,7 +16,7 @@ from trainvitals.events import CATALOGUE
 from trainvitals.items import Frame
 from trainvitals.rulelang.windows import Store
 from trainvitals.rulelang.windows_long import median_deviation
-from trainvitals.rulelang.windows_series import BAND, Clock, Series
+from trainvitals.rulelang.windows_series import BAND, Axis, Clock, Series
 
 SIGNAL = "policy.entropy"
 FUNCTIONS = ["mean", "sum", "std", "minimum", "maximum", "median", "slope", "delta", "count", "quantile"]
@@ -89,12 +89,15 @@ def test_windows_equal_naive_recomputation(samples: list[float], length: int, fu
 
 @pytest.mark.parametrize("function", [*FUNCTIONS, "trailing_median", "trailing_spread", "frozen_median", "frozen_spread"])
 @pytest.mark.parametrize("length", [20, 100])
-def test_results_do_not_depend_on_who_asks_and_when(function: str, length: int) -> None:
+@pytest.mark.parametrize("axis", ["updates", "points"])
+def test_results_do_not_depend_on_who_asks_and_when(function: str, length: int, axis: Axis) -> None:
+    if axis == "points" and function.startswith("frozen"):
+        axis = "updates"  # a reference is a stretch of updates
     random_ = random.Random(3)
     eager, lazy = _store(), _store()
     skip = 10 if "_" in function else 0
-    often = eager.window(function, eager.series(SIGNAL), "updates", length, q=0.25, skip=skip)
-    seldom = lazy.window(function, lazy.series(SIGNAL), "updates", length, q=0.25, skip=skip)
+    often = eager.window(function, eager.series(SIGNAL), axis, length, q=0.25, skip=skip)
+    seldom = lazy.window(function, lazy.series(SIGNAL), axis, length, q=0.25, skip=skip)
     for step in range(1, 1500):
         value = (
             None

@@ -5,8 +5,8 @@ when, so results never depend on that. A window ends at the newest sample of its
 two samples it does not change, and a series without new samples becomes stale instead.
 
 Short windows (at most 512 samples by construction) compute from their slice with C built-ins, which costs less than
-bookkeeping in Python and has no state. Long ones are incremental: O(1) sums with exact recomputation at fixed sample
-counts, a sorted list for medians, a monotonic deque for extremes.
+bookkeeping in Python and has no state; medians do so up to 64 samples. Long ones are incremental: O(1) sums with exact
+recomputation at fixed sample counts, a sorted list for medians, a monotonic deque for extremes.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ a rule said. Half of the faults, and two seeds of five of the others, were set a
 (`tests/clinic/ward/set_aside.json`, docs/decisions/0008): {judged}. Nobody looked at what rules
 say about them before they were scored once; what was changed after that shows only under *today*. Faults without a visible effect were dropped or made stronger, so these are clear faults, not average ones.
 
-    make clinic                                   judge the recordings again and write this page (a minute, no training)
+    make clinic                                   judge the recordings again and write this page (five minutes, no training)
     python -m tests.clinic.ward record --again    train and record everything anew (about an hour on two cores)
     python -m tests.clinic.ward cure              fork at the alarm and train the four arms
     python -m tests.clinic.ward.peers             the same recordings through other tools
