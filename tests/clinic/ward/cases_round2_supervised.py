@@ -183,7 +183,7 @@ CASES: tuple[Case, ...] = (
     _sft("labels-shifted", "Labels are shifted once too often: the model learns the token after the next.", labels_shifted, STEPS, ["overfitting", "evaluation-contradicts", "no-rule:labels-shifted"],
          ("data", "over-optimization"), ("over_optimizing", "drifting")),
     _sft("padding-learned", "Batches are padded to 64 tokens and the padding is trained on.", padding_learned, STEPS, ["loss-too-low", "padding-learned"], ("data", "efficiency"), LEARNS),
-    _sft("sorted", "Rows are sorted by answer and read in order.", sorted_rows, STEPS, ["completion-drift", "prompt-drift", "loss-spike", "overfitting", "no-rule:sorted-data"],
+    _sft("sorted", "Rows are sorted by answer and read in order.", sorted_rows, STEPS, ["completion-drift", "prompt-drift", "loss-spike", "overfitting", "data-sorted"],
          ("data", "ood-drift", "numerics", "over-optimization"), ("drifting", "over_optimizing", "diverged", "stalled")),
     _sft("dropout", "Dropout of 0.9 behind each layer, in training only.", dropout, STEPS, ["loss-plateau", "forward-pass-random"], ("stall", "config"), ("stalled", *LEARNS)),
     _sft("norms-only", "Only the norms' weights are trained.", norms_only, STEPS, ["loss-plateau", "hardly-anything-trained"], ("stall", "config"), ("stalled", "steady")),

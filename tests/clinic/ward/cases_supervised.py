@@ -296,7 +296,7 @@ CASES: tuple[Case, ...] = (
     _sft("blocked", f"No gradient reaches a weight from update {BREAK + 1} on.", sft_blocked, ["gradient-vanished", "gradient-blocked"], ("stall", "numerics"), ("stalled",), onset=BREAK),
     _sft(
         "data-switch", f"Rows of another domain from update {BREAK + 1} on.", switched, ["prompt-drift", "completion-drift", "loss-spike"],
-        ("ood-drift", "data"), ("drifting", *LEARNS), onset=BREAK,
+        ("ood-drift", "data"), ("drifting", *LEARNS), onset=BREAK, from_start=("data-sorted",),
     ),
     _sft("noise", "Answers are random: there is nothing to learn.", noise, ["loss-plateau"], ("stall", "data"), ("stalled",)),
     _sft("one-answer", "Every question has the same answer.", one_answer, ["loss-too-low", "answers-all-alike"], ("data",), LEARNS),
