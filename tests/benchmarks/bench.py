@@ -307,7 +307,7 @@ Models eight times as wide (`python -m tests.benchmarks.training --width 512`, i
 ```text
 {wide}```
 
-The two that a block could tell there, sixteen times as wide (``--width 1024``, {wider_when}, `tests/benchmarks/wider.txt`), before SFT's own time was lowered by a third:
+The two that a block could tell there, sixteen times as wide (``--width 1024``, {wider_when}, `tests/benchmarks/wider.txt`):
 
 ```text
 {wider}```
