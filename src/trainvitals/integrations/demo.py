@@ -23,8 +23,8 @@ from typing import Any
 FAULTS = ("lr", "parser")
 _HEALTHY_RATE, _FAULTY_RATE = 2e-4, 1e-3
 _UPDATES = 8
-"""Updates per batch of the fault, and between two log rows. Eight at five times the rate leave the clip range in every seed, and the policy has not become all copies when the
-parser breaks; four at fifty times the rate did so in two of twelve seeds, and which those are depends on the processor."""
+"""Updates per batch of the fault, and between two log rows. Eight at five times the rate leave the clip range before the parser breaks, and the policy is not all copies by then:
+both lines came in each of twelve seeds. With four at fifty times the rate they came in three of six, and which those are depends on the processor's rounding."""
 _STEPS = 160
 _FAULT_TEXT = {
     "lr": f"a learning rate 5 times too high, with {_UPDATES} updates per batch",
