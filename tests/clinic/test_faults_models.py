@@ -110,8 +110,8 @@ class Push(TrainerCallback):
             handle = router.module.register_forward_pre_hook(lambda module, args, into=seen: into.append(args[0].detach()))
             with torch.no_grad():
                 model(**batch)
-                hidden = seen[0].reshape(-1, seen[0].shape[-1])[real]
-                direction = torch.linalg.lstsq(hidden, torch.ones(len(hidden), 1)).solution[:, 0]  # nearly 1 for every token
+                hidden = seen[0].reshape(-1, seen[0].shape[-1])[real].double()  # in single precision the solution hangs on the rounding of the process
+                direction = torch.linalg.lstsq(hidden, torch.ones(len(hidden), 1, dtype=torch.float64)).solution[:, 0].float()  # nearly 1 for every token
                 for expert, strength in self.strength.items():
                     router.module.weight[expert] += strength * direction
             handle.remove()
