@@ -278,3 +278,16 @@ def test_a_constant_series_has_a_band_of_one_value() -> None:
     series.review_band()
     assert series.low <= 5e-6 <= series.high
     assert not series.low <= 4.9e-6 <= series.high
+
+
+def test_of_several_samples_in_an_update_an_expression_takes_the_last() -> None:
+    """An evaluation brings a second value for an update; many updates are taken at once, as after a long rest."""
+    store = _store()
+    entry = store.elementwise("double", lambda xs: [2 * x for x in xs], store.series(SIGNAL))
+    for step in range(1, 9):
+        for value in (step, step + 0.5):
+            store.ingest(Frame(step, {SIGNAL: value}))
+        store.close_update(step)
+    entry.advance()
+    assert entry.series.xs == [2 * step + 1 for step in range(1, 9)]
+    assert entry.series.steps == [*range(1, 9)]
