@@ -46,6 +46,18 @@ def test_causes_come_before_effects(tmp_path: Path) -> None:
     assert ids == ["z-cause", "a-effect", "m-middle", "b-asks"]
 
 
+def test_errors_come_before_warnings_each_after_all_that_explains_it(tmp_path: Path) -> None:
+    rule(tmp_path, "a-lint").write_text(rule(tmp_path, "a-lint").read_text().replace("severity: warning", "severity: info"))
+    rule(tmp_path, "b-warns")
+    rule(tmp_path, "k-before-the-cause")
+    rule(tmp_path, "m-cause", "caused_by: [k-before-the-cause]\n")
+    for name, extra in (("x-error", "caused_by: [m-cause]\n"), ("y-error", "")):
+        path = rule(tmp_path, name, extra)
+        path.write_text(path.read_text().replace("severity: warning", "severity: error"))
+    ids = [one.id for one in load_rules([tmp_path])]
+    assert ids == ["k-before-the-cause", "m-cause", "x-error", "y-error", "b-warns", "a-lint"]
+
+
 def test_cycles_are_refused_with_the_whole_circle(tmp_path: Path) -> None:
     rule(tmp_path, "a-one", "caused_by: [b-two]\n")
     rule(tmp_path, "b-two", "caused_by: [c-three]\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trainvitals._resources import rules_folder
 from trainvitals.events import CATALOGUE, SignalSpec
+from trainvitals.findings import SEVERITIES
 from trainvitals.rulelang import confidence
 from trainvitals.rulelang import overrides as user
 from trainvitals.rulelang.build import Built, build
@@ -277,15 +278,22 @@ def _enabled(built: Sequence[Built], known: set[str], enable: Sequence[str], pro
 
 
 def _topological(rules: Sequence[Rule]) -> list[Rule]:
-    """Causes first; among rules that do not depend on one another, by id, so that the order never depends on the disk."""
-    left = {rule.id: rule for rule in sorted(rules, key=lambda rule: rule.id)}
+    """The order in which rules are looked at, and in which a reader meets what one update brings: errors first, then warnings, each after all that explains it.
+
+    Among equals by id, so that the order never depends on the disk.
+    """
+    left = {rule.id: rule for rule in sorted(rules, key=lambda rule: (-SEVERITIES.index(rule.severity), rule.id))}
+    urgent, above = list(left.values()), dict[str, set[str]]()
     ordered: list[Rule] = []
     while left:
         ready = [rule for rule in left.values() if not any(name in left for name in before(rule))]
+        for rule in ready:
+            known = [name for name in before(rule) if name in above]
+            above[rule.id] = {rule.id, *known, *(name for cause in known for name in above[cause])}
         ordered += ready
         for rule in ready:
             del left[rule.id]
-    return ordered
+    return list({one.id: one for rule in urgent for one in ordered if one.id in above[rule.id]}.values())
 
 
 def _finished(rule: Rule, table: Mapping[str, confidence.Measured]) -> Rule:
