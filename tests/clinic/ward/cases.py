@@ -21,6 +21,8 @@ from tests.clinic.ward import (
     cases_round4_sampled,
     cases_round5_offline,
     cases_round5_rl,
+    cases_round6_offline,
+    cases_round6_rl,
     cases_supervised,
 )
 from tests.clinic.ward.case import Case
@@ -43,7 +45,9 @@ ROUND_FOUR: tuple[Case, ...] = (*cases_round4_rl.CASES, *cases_round4_sampled.CA
 """The same of the fourth round: drawn by lot again, with another order (docs/decisions/0012)."""
 ROUND_FIVE: tuple[Case, ...] = (*cases_round5_rl.CASES, *cases_round5_offline.CASES)
 """The same of the fifth round: what people reported in public (docs/decisions/0013)."""
-EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE)
+ROUND_SIX: tuple[Case, ...] = (*cases_round6_rl.CASES, *cases_round6_offline.CASES)
+"""The same of the sixth round: bugs that frameworks had and mended (docs/decisions/0014)."""
+EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE, *ROUND_SIX)
 
 
 def by_id(case_id: str) -> Case:
