@@ -284,9 +284,24 @@ def before_the_answer(folder: str, seed: int, **changes: Any) -> Any:
     return trainer
 
 
+NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
+    "sft-mean-of-means": (["no-rule:mean-of-micro-batch-means-weighs-tokens-unevenly"], ["numerics", "config"]),
+    "sft-template-literal": (["no-rule:template-renders-no-question"], ["data"]),
+    "sft-boundaries-lost": (["no-rule:packed-rows-attend-across-boundaries"], ["data", "config"]),
+    "sft-mask-in-place": (["untrained-tokens-used", "no-rule:label-mask-written-into-input-ids"], ["data"]),
+    "sft-frozen-by-save": (["adapter-not-learning", "gradient-vanished", "updates-too-small"], ["stall"]),
+    "dpo-ipo-whole-row": (["margin-explosion", "no-rule:ipo-divides-by-tokens-of-the-whole-batch"], ["over-optimization", "numerics", "ood-drift"]),
+    "kto-rate-returns": (["learning-rate-jump", "schedule-mismatch"], ["config"]),
+    "orpo-summed-logps": (["preference-term-dominates"], ["ood-drift", "numerics"]),
+    "reward-before-the-answer": (["reward-model-at-chance"], ["data", "stall"]),
+}
+"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0014)."""
+
+
 def _case(trainer: str, fault: str, what: str, build: Callable[..., Any], steps: int, verdicts: Any, **more: Any) -> Case:
     settings = {"twin": f"{trainer}-twin", "goal": "-eval.loss" if trainer in {"sft", "kto"} else "eval.accuracy", "seeds": SEEDS, **more}
-    return Case(f"{trainer}-{fault}", trainer, what, build, steps, roots=("no-rule:to-be-named",), categories=(), verdicts=verdicts, **settings)
+    roots, categories = NAMED[f"{trainer}-{fault}"]
+    return Case(f"{trainer}-{fault}", trainer, what, build, steps, roots=tuple(roots), categories=tuple(categories), verdicts=verdicts, **settings)
 
 
 def _healthy(name: str, what: str, build: Callable[..., Any], steps: int, *, seeds: Sequence[int] = SEEDS, hard: bool = True) -> Case:

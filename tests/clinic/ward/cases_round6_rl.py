@@ -28,7 +28,6 @@ KIND_STEPS = 120
 SGD_STEPS = 80
 KINDS = {"vowels": "aeiou", "early": "bcdfg"}
 FAILING = 0.05
-UNNAMED = ("no-rule:to-be-named",)
 Scores = list[float | None]
 
 
@@ -278,8 +277,23 @@ def failures_zero(folder: str, seed: int, **changes: Any) -> Any:
     return cases_rloo.plain(folder, seed, reward=vowels, **changes)
 
 
+NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
+    "grpo-partial-groups": (["groups-mixed", "advantages-off-centre"], ["data", "numerics"]),
+    "grpo-micro-batches-not-divided": (["step-size-too-large", "no-rule:loss-not-divided-by-micro-batches"], ["numerics", "config"]),
+    "grpo-question-not-rendered": (["no-rule:prompt-leaves-out-what-is-asked"], ["data", "stall"]),
+    "grpo-pads-trained": (["padding-learned"], ["data", "numerics"]),
+    "grpo-groups-interleaved": (["groups-mixed", "advantages-off-centre"], ["data"]),
+    "rloo-base-reloaded": (["samples-from-another-policy", "sampler-left-behind", "sampler-mismatch"], ["ood-drift", "data"]),
+    "rloo-failures-zero": (["failed-scores-count-as-zero", "scores-not-repeatable", "scores-ignore-answers"], ["data", "collapse"]),
+    "async_grpo-adapter-twice": (["sampler-mismatch", "samples-from-another-policy"], ["ood-drift"]),
+    "async_grpo-logps-divided": (["sampler-mismatch", "ratio-not-one"], ["numerics", "config"]),
+}
+"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0014)."""
+
+
 def _sick(fault: str, trainer: str, what: str, build: Callable[..., Any], steps: int, verdicts: Sequence[Any], **more: Any) -> Case:
-    return Case(f"{trainer}-{fault}", trainer, what, build, steps, roots=UNNAMED, verdicts=tuple(verdicts), seeds=SEEDS, **more)
+    roots, categories = NAMED[f"{trainer}-{fault}"]
+    return Case(f"{trainer}-{fault}", trainer, what, build, steps, roots=tuple(roots), categories=tuple(categories), verdicts=tuple(verdicts), seeds=SEEDS, **more)
 
 
 def _twin(name: str, trainer: str, what: str, build: Callable[..., Any], steps: int, **more: Any) -> Case:
