@@ -30,8 +30,8 @@ FIRST_SCORED_3: dict[str, Any] | None = {"detected": (75, 112), "first": (50, 11
 """The same of the third round (docs/decisions/0011), by ``--split round-three``, the first time at commit 839895e on 2026-11-29; it judges the goals from then on."""
 FIRST_SCORED_5: dict[str, Any] | None = {"detected": (60, 63), "first": (40, 63), "verdict": (105, 110), "warned": (0, 47), "false": (0, 5_580), "delay": 4.0}
 """The fifth round (docs/decisions/0013), by ``--split round-five``, the first time at commit c08f344 on 2026-11-30; it judges the goals from then on."""
-FIRST_SCORED_6: dict[str, Any] | None = None
-"""The sixth round (docs/decisions/0014), by ``--split round-six``; None: nobody has looked."""
+FIRST_SCORED_6: dict[str, Any] | None = {"detected": (36, 54), "first": (21, 54), "verdict": (124, 128), "warned": (6, 74), "false": (6, 8_270), "delay": 4.0}
+"""The sixth round (docs/decisions/0014), by ``--split round-six``, the first time at commit fae263d on 2026-11-30; it judges the goals from then on."""
 LATER = {"six": FIRST_SCORED_6, "five": FIRST_SCORED_5, "four": FIRST_SCORED_4, "three": FIRST_SCORED_3, "two": FIRST_SCORED_2}
 """Round to what it said the first time, the newest first. The goals are judged by the newest that was looked at."""
 MISSED: dict[str, str] = {
