@@ -281,7 +281,7 @@ NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
     "grpo-partial-groups": (["groups-mixed", "advantages-off-centre"], ["data", "numerics"]),
     "grpo-micro-batches-not-divided": (["step-size-too-large", "no-rule:loss-not-divided-by-micro-batches"], ["numerics", "config"]),
     "grpo-question-not-rendered": (["no-rule:prompt-leaves-out-what-is-asked"], ["data", "stall"]),
-    "grpo-pads-trained": (["padding-learned"], ["data", "numerics"]),
+    "grpo-pads-trained": (["padding-counts-as-answer", "padding-learned"], ["data", "numerics"]),
     "grpo-groups-interleaved": (["groups-mixed", "advantages-off-centre"], ["data"]),
     "rloo-base-reloaded": (["samples-from-another-policy", "sampler-left-behind", "sampler-mismatch"], ["ood-drift", "data"]),
     "rloo-failures-zero": (["failed-scores-count-as-zero", "scores-not-repeatable", "scores-ignore-answers"], ["data", "collapse"]),
