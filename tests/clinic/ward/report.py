@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.clinic.ward import cure, fresh, logs_only, peer_scores, plots, rounds
+from tests.clinic.ward import cure, fresh, kept, logs_only, peer_scores, plots, rounds
 from tests.clinic.ward.case import Case
 from tests.clinic.ward.cases import CASES, EVERY
 from tests.clinic.ward.cure import ARMS
@@ -346,11 +346,13 @@ def _missed(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
 
 def write(*, check: bool) -> int:
     """Write the page, or say whether it is fresh."""
-    text = build()
     if check:
-        fresh = PAGE.exists() and PAGE.read_text() == text
-        print(f"{PAGE.name} is {'fresh' if fresh else 'stale: run make clinic'}")
+        with kept.known() as differing:
+            fresh = PAGE.exists() and PAGE.read_text() == build() and not differing
+        print(f"{PAGE.name} is {'fresh' if fresh else 'stale: run make clinic'}{''.join(f'; another result than was kept: {case}' for case in differing)}")
         return int(not fresh)
+    with kept.keeping():
+        text = build()
     PAGE.write_text(text)
     print(f"wrote {PAGE}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -191,12 +191,32 @@ def _collected_by_hand() -> Iterator[None]:
         gc.unfreeze()
 
 
+Recall = Callable[[Case, Path], "list[Judged] | None"]
+Note = Callable[[Case, Path, Sequence[Judged]], None]
+_memory: list[tuple[Recall, Note]] = []
+
+
+@contextmanager
+def remembering(recall: Recall, note: Note) -> Iterator[None]:
+    """Within, `judge_all` asks `recall` for a case before it judges it, and tells `note` what it judged; see `kept`."""
+    _memory.append((recall, note))
+    try:
+        yield
+    finally:
+        _memory.pop()
+
+
 def _judge_all(cases: Iterable[Case], rules: RuleSet, folder: Path) -> list[Judged]:
     twins: dict[str, Twins] = {}
     found = []
+    recall, note = _memory[-1] if _memory else (lambda case, folder: None, lambda case, folder, found: None)
     for case in cases:
+        known = recall(case, folder)
+        if known is not None:
+            found += known
+            continue
         gc.collect()
-        runs = load(case.id, folder)
+        runs, before = load(case.id, folder), len(found)
         if case.sick and case.twin not in twins:
             # A twin of an older round serves the newer ones as well, with the seeds that it had: the oracle must not move with new ones.
             twins[case.twin] = Twins(series(records) for records in first_recorded(case.twin).values())
@@ -206,6 +226,7 @@ def _judge_all(cases: Iterable[Case], rules: RuleSet, folder: Path) -> list[Judg
                 signals: Series = series(runs[seed])
                 judged.visible, judged.visible_in = visible(signals, twins[case.twin], case.onset) or (None, "")
             found.append(judged)
+        note(case, folder, found[before:])
     return found
 
 
