@@ -67,6 +67,8 @@ def test_unscored_completions():
     values, total = reward_signals(matrix, np.asarray([1.0, 2.0]), ["a", "b"], 4, RewardRange())
     assert values["reward.unscored_fraction"] == 5 / 8
     assert values["reward.component_unscored_fraction{component=b}"] == 6 / 8
+    assert values["reward.component_zero_fraction{component=a}"] == 1 / 3  # of the three that have a score
+    assert values["reward.component_zero_fraction{component=b}"] == 0
     np.testing.assert_array_equal(total[:4], [1.0, nan, 2.0, 3.0])
     assert values["reward.group_count"] == 2
     assert values["reward.group_std_mean"] == pytest.approx(1.0)  # only the group with scores

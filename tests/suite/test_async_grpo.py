@@ -173,6 +173,7 @@ def test_unscored_samples_are_counted_and_nothing_else():
     values = queue_signals(taken, 0, RewardRange())
     assert values["reward.unscored_fraction"] == 0.5
     assert values["reward.component_unscored_fraction{component=f}"] == 0.5
+    assert "reward.component_zero_fraction{component=f}" in values
     assert (values["reward.min"], values["reward.max"], values["reward.group_std_mean"]) == (1.0, 1.0, 0.5)
     assert (values["rollout.staleness"], values["rollout.staleness_max"]) == (1.0, 2.0)
 

@@ -33,7 +33,7 @@ _QUEUE = frozenset({
 _SCORED = frozenset({
     "reward.std", "reward.min", "reward.max", "reward.unscored_fraction", "reward.group_std_mean",
     "reward.group_zero_std_fraction", "reward.all_low_fraction", "reward.all_high_fraction",
-    "reward.component_std", "reward.component_unscored_fraction", "advantage.mean", "advantage.std", "advantage.abs_max",
+    "reward.component_std", "reward.component_unscored_fraction", "reward.component_zero_fraction", "advantage.mean", "advantage.std", "advantage.abs_max",
 })  # fmt: skip
 _SYNC = frozenset({"rollout.sync_changed"})
 _LOSS = frozenset({"policy.ratio_outside_fraction", "policy.ratio_mean"})  # by these wraps or, before TRL 1.11, by name
@@ -160,6 +160,8 @@ def _reward_signals(rows: list[dict[str, float]], seen: RewardRange) -> dict[str
         column = np.asarray([row[name] for row in rows if name in row], dtype=np.float64)
         label, scored = name.removeprefix("rewards/"), column[~np.isnan(column)]
         values[labelled("reward.component_unscored_fraction", "component", label)] = float(np.isnan(column).mean())
+        if scored.size:
+            values[labelled("reward.component_zero_fraction", "component", label)] = float((scored == 0).mean())
         if scored.size > 1:
             values[labelled("reward.component_std", "component", label)] = float(scored.std(ddof=1))
     return values

@@ -110,6 +110,7 @@ def _component_signals(matrix: Floats, weights: Floats, names: Sequence[str], un
         if column.size:
             values[labelled("reward.component_mean", "component", label)] = float(column.mean())
             values[labelled("reward.component_std", "component", label)] = spread
+            values[labelled("reward.component_zero_fraction", "component", label)] = float((column == 0).mean())
             if weights[index] == 0 and weights.any():
                 values[labelled("reward.unpaid_mean", "component", label)] = float(column.mean())
     whole = sum(spreads)

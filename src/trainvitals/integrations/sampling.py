@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _REWARDS = frozenset({
     "reward.min", "reward.max", "reward.group_std_mean", "reward.all_low_fraction", "reward.all_high_fraction",
-    "reward.group_count", "reward.unscored_fraction", "reward.component_share", "reward.component_unscored_fraction",
+    "reward.group_count", "reward.unscored_fraction", "reward.component_share", "reward.component_unscored_fraction", "reward.component_zero_fraction",
     "reward.length_correlation", "completion.repetition_fraction", "completion.distinct_fraction", "completion.empty_fraction",
     "completion.group_overlap", "reward.mixed_group_fraction", "reward.same_text_spread", "reward.same_text_differing",
     "reward.same_text_zero_fraction", "reward.text_slope", "reward.unpaid_mean",

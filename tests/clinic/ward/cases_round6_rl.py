@@ -284,7 +284,7 @@ NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
     "grpo-pads-trained": (["padding-counts-as-answer", "padding-learned"], ["data", "numerics"]),
     "grpo-groups-interleaved": (["groups-mixed", "advantages-off-centre"], ["data"]),
     "rloo-base-reloaded": (["samples-from-another-policy", "sampler-left-behind", "sampler-mismatch"], ["ood-drift", "data"]),
-    "rloo-failures-zero": (["failed-scores-count-as-zero", "scores-not-repeatable", "scores-ignore-answers"], ["data", "collapse"]),
+    "rloo-failures-zero": (["scores-turned-to-zero", "failed-scores-count-as-zero", "scores-not-repeatable", "scores-ignore-answers"], ["data", "collapse"]),
     "async_grpo-adapter-twice": (["sampler-mismatch", "samples-from-another-policy"], ["ood-drift"]),
     "async_grpo-logps-divided": (["sampler-mismatch", "ratio-not-one"], ["numerics", "config"]),
 }
