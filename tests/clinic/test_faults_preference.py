@@ -147,6 +147,20 @@ def test_a_preference_term_that_unlearns_the_chosen_responses(name: str, weight:
     assert twin.loud == {}
 
 
+@pytest.mark.parametrize(("name", "more"), [("orpo", {}), ("cpo", {"loss_type": "simpo", "cpo_alpha": 1.0})])
+def test_log_probabilities_that_are_sums_where_means_belong(name: str, more: dict[str, Any], tmp_path, observe) -> None:
+    def trainer(folder: str) -> Any:
+        return getattr(build, name)(str(tmp_path / folder), **{**HEALTHY, **more, "max_steps": 30})
+
+    sick = trainer("fault")
+    right = sick.get_batch_logps
+    sick.get_batch_logps = lambda *args, average_log_prob=False, **kwargs: right(*args, average_log_prob=False, **kwargs)
+    patient = observe(sick)
+    assert patient.loud == {"logps-summed": 1}
+    assert "That is the sum over the whole answer" in line(patient, "logps-summed")
+    assert observe(trainer("twin")).loud == {}
+
+
 def test_online_dpo_with_a_judge_that_cannot_decide(tmp_path, observe) -> None:
     def constant(completions: list[Any], **kwargs: Any) -> list[float]:
         return [1.0] * len(completions)

@@ -199,6 +199,23 @@ def test_a_reward_model_with_a_learning_rate_a_hundred_times_too_high(tmp_path, 
     assert effects(patient) & {"reward-scores-explode", "reward-scores-drift"}  # how far they go depends on the processor's rounding
 
 
+def test_a_reward_model_that_is_read_before_the_answer(tmp_path, observe):
+    """The score is taken at the token before the first pad token, which is the end token and closes the question as well."""
+    trainer = build.reward(str(tmp_path), rows=build.pairs(256), **CALM)
+    model, head = trainer.model, {}
+
+    def early(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        ids = kwargs["input_ids"]
+        output.logits = head["all"][torch.arange(len(ids)), ids.eq(tiny.END_ID).int().argmax(-1) - 1]
+
+    model.score.register_forward_hook(lambda module, inputs, output: head.update(all=output))
+    model.register_forward_hook(early, with_kwargs=True)
+    patient = observe(trainer)
+    assert 10 <= patient.loud["scores-tied"] <= 12
+    assert "the score does not see the answer" in headline(patient, "scores-tied")
+    assert patient.monitor.verdict.state == "stalled"
+
+
 def test_a_reward_model_that_ends_in_a_sigmoid(tmp_path, observe):
     """A user's own head gives probabilities; the loss pushes them to 0 and 1, where nothing moves them any more."""
 

@@ -292,10 +292,10 @@ NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
     "sft-frozen-by-save": (["adapter-not-learning", "gradient-vanished", "updates-too-small"], ["stall"]),
     "dpo-ipo-whole-row": (["margin-explosion", "no-rule:ipo-divides-by-tokens-of-the-whole-batch"], ["over-optimization", "numerics", "ood-drift"]),
     "kto-rate-returns": (["learning-rate-jump", "schedule-mismatch"], ["config"]),
-    "orpo-summed-logps": (["preference-term-dominates"], ["ood-drift", "numerics"]),
-    "reward-before-the-answer": (["reward-model-at-chance"], ["data", "stall"]),
+    "orpo-summed-logps": (["logps-summed", "preference-term-dominates"], ["ood-drift", "numerics"]),
+    "reward-before-the-answer": (["scores-tied", "reward-model-at-chance"], ["data", "stall"]),
 }
-"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0014)."""
+"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0014). The first of `orpo-summed-logps` and of `reward-before-the-answer` were written after the first score, which does not know them."""
 
 
 def _case(trainer: str, fault: str, what: str, build: Callable[..., Any], steps: int, verdicts: Any, **more: Any) -> Case:
