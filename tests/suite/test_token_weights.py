@@ -98,6 +98,9 @@ def test_the_ratio_is_told_of_two_kinds_of_loss_alone():
     summed = torch.tensor([20.0, 60.0, 70.0, 0.0])
     assert weight_ratio(summed / 70, summed, number) == pytest.approx(1.0)
     assert weight_ratio(summed / number / 4, summed, number) == pytest.approx(4.0)  # a micro-batch without labels is left out
+    assert weight_ratio(summed / number, summed, number) == pytest.approx(4.0)
+    assert weight_ratio(summed / number / 2, summed, number, world=2) == pytest.approx(4.0)
+    assert weight_ratio(summed / number * 1.5, summed, number) is None  # of another size: something else that hardly differs
     assert weight_ratio(summed / number.sqrt(), summed, number) is None
     assert weight_ratio(summed / 70 + 1.0, summed, number) is None  # an auxiliary loss
     assert weight_ratio(torch.tensor([1.0, float("nan"), 1.0, 0.0]), summed, number) is None

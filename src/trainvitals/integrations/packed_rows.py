@@ -100,7 +100,8 @@ class _Packed:
         self._rows = pick(positions, sequences(ids, inputs.get("attention_mask"), positions).real)
         if self._rows:
             self._ids, self._states = ids, []
-            self._handle = final_norm(self._hooks.trainer.model).register_forward_hook(self._read)
+            norm = final_norm(self._hooks.trainer.model)
+            self._handle = None if norm is None else norm.register_forward_hook(self._read)
         return args
 
     def _read(self, module: Any, args: Any, output: Any) -> None:
@@ -173,7 +174,10 @@ def undisturbed(model: Any, device: torch.device) -> Iterator[None]:
 def row_states(model: Any, tokens: torch.Tensor) -> torch.Tensor | None:
     """States behind the final norm of one row alone; None where the norm was not reached."""
     found: list[torch.Tensor] = []
-    handle = final_norm(model).register_forward_hook(lambda module, args, output: found.append(output))  # type: ignore[union-attr]
+    norm = final_norm(model)
+    if norm is None:
+        return None
+    handle = norm.register_forward_hook(lambda module, args, output: found.append(output))
     try:
         model(input_ids=tokens[None], position_ids=torch.arange(len(tokens), device=tokens.device)[None], use_cache=False)
     finally:

@@ -106,8 +106,13 @@ class _Weights:
     def step_end(self) -> None:
         """An update is over."""
         if len(self._rows) > 1:
-            self._hooks.put([torch.stack(self._rows)], _signals)
+            self._hooks.put([torch.stack(self._rows)], self._signals)
         self._rows, self._updates = [], self._updates + 1
+
+    def _signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
+        loss, summed, number = tensors[0].unbind(1)
+        ratio = weight_ratio(loss, summed, number, int(getattr(self._hooks.trainer.args, "world_size", 1)))
+        return {} if ratio is None else {"optim.token_weight_ratio": ratio}
 
     def finish(self, status: str = "") -> None:
         """Take the hook off the model."""
@@ -140,22 +145,23 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | 
         return torch.stack([torch.stack(parts).sum() * number / taken.sum().clamp(min=1), number])
 
 
-def weight_ratio(loss: torch.Tensor, summed: torch.Tensor, number: torch.Tensor) -> float | None:
+def weight_ratio(loss: torch.Tensor, summed: torch.Tensor, number: torch.Tensor, world: int = 1) -> float | None:
     """Largest over smallest weight of a token among micro-batches; None where the loss is no mean over tokens, of either kind.
+
+    A mean over own tokens must also have the size of one, before or after the division by the number of micro-batches: a loss of
+    another kind that hardly differs between micro-batches would look the same.
 
     Args:
         loss: What the trainer made of each micro-batch.
         summed: Cross entropy of its labels, summed.
         number: How many labels there are.
+        world: Processes, by which transformers multiplies a loss whose gradients are averaged over them.
     """
     good = (number > 0) & (summed > _FAINT * number)
     if int(good.sum()) < 2 or not bool(torch.isfinite(loss[good]).all() & (loss[good] > 0).all()):
         return None
     weight = (loss / summed)[good].double()
-    whole, own = (float(x.max() / x.min()) for x in (weight, weight * number[good]))
-    return whole if whole <= SAME or own <= SAME else None
-
-
-def _signals(tensors: list[torch.Tensor]) -> dict[str, float]:
-    ratio = weight_ratio(*tensors[0].unbind(1))
-    return {} if ratio is None else {"optim.token_weight_ratio": ratio}
+    scale = weight * number[good]
+    whole, own = (float(x.max() / x.min()) for x in (weight, scale))
+    sized = any(1 / SAME <= float(scale.median()) / size <= SAME for share in (1, 1 / len(loss)) for size in (share, share * world))
+    return whole if whole <= SAME or (own <= SAME and sized) else None
