@@ -113,11 +113,15 @@ def compares_distributions(trainer: Any) -> bool:
     return bool(trainer.args.full_logit_distillation or (trainer.args.distillation_topk is not None and allowed))
 
 
+def plain_logits(model: Any) -> bool:
+    """Whether the logits of a model are its output layer's own, unscaled and uncapped."""
+    return not any(getattr(model.config.get_text_config(), name, None) is not None for name in _UNSCALED)
+
+
 def plain_head(trainer: Any) -> bool:
-    """Whether the logits of student and teacher are the output layer's own, unscaled and uncapped."""
+    """Whether the logits of student and teacher are the output layer's own."""
     models = [trainer.accelerator.unwrap_model(model) for model in (trainer.model, trainer.teacher_model) if model is not None]
-    configs = [model.config.get_text_config() for model in models]
-    return not any(getattr(config, name, None) is not None for config in configs for name in _UNSCALED)
+    return all(plain_logits(model) for model in models)
 
 
 def interpolation(trainer: Any) -> float | None:

@@ -11,6 +11,7 @@ from trainvitals.integrations import (
     dropped_rows,
     features,
     moe,
+    packed_rows,
     ppo,
     preference,
     ranks,
@@ -18,10 +19,11 @@ from trainvitals.integrations import (
     reward_range,
     sampling,
     supervised,
+    token_weights,
 )
 
 FAMILIES = (
     sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, reward_range,
-    features, ranks,
+    features, packed_rows, token_weights, ranks,
 )  # fmt: skip
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""
