@@ -13,15 +13,17 @@ from trainvitals.integrations import (
     moe,
     ppo,
     preference,
+    questions,
     ranks,
     reward_model,
     reward_range,
     sampling,
     supervised,
+    token_ids,
 )
 
 FAMILIES = (
-    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, reward_range,
-    features, ranks,
+    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, questions, token_ids,
+    reward_range, features, ranks,
 )  # fmt: skip
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""
