@@ -51,7 +51,7 @@ def install(hooks: Hooks) -> None:
         return
     if any(hasattr(trainer, name) for name in ("reward_funcs", "reward_model", "teacher_model")):
         return
-    data = getattr(trainer, "train_dataset", None)
+    data: Any = getattr(trainer, "train_dataset", None)
     columns = content(data)
     if columns is None or packed(data, trainer.args) or not data.num_rows:
         return
@@ -87,12 +87,12 @@ def commonest_prompt(data: Any, columns: tuple[str, ...], until: float) -> float
     names = set(data.column_names)
     if columns == ("input_ids",):
         marks = next((name for name in ("labels", "completion_mask", "assistant_masks") if name in names), None)
-        read = None if marks is None else ("input_ids", marks)
+        read = [] if marks is None else ["input_ids", marks]
     else:
-        read = next(((name,) for name in columns if name.startswith("prompt")), None)
-    if read is None:
+        read = [name for name in columns if name.startswith("prompt")][:1]
+    if not read:
         return None
-    plain, found, rows = data.with_format("arrow", columns=list(read)), list[NDArray[np.uint64]](), 0
+    plain, found, rows = data.with_format("arrow", columns=read), list[NDArray[np.uint64]](), 0
     for begin, end in stretches(data.num_rows):
         if found and time.perf_counter() > until:
             break
