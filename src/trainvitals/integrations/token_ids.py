@@ -31,7 +31,7 @@ def install(hooks: Hooks) -> None:
     """Look at the ids of every micro-batch of a trainer that learns from given rows."""
     trainer = hooks.trainer
     rows = table_rows(trainer.model)
-    if rows is None or any(hasattr(trainer, name) for name in ("num_generations", "reward_funcs", "reward_model")):
+    if rows is None or any(hasattr(trainer, name) for name in ("num_generations", "reward_funcs", "reward_model", "rollout_queue")):
         return
     reader = _Ids(hooks, rows)
     hooks.wrap(trainer, "compute_loss", before=reader.before_loss, gives=SIGNALS)
