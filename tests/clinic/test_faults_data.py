@@ -177,3 +177,28 @@ def test_single_rows_of_which_two_in_five_have_no_label(tmp_path, observe) -> No
     patient = observe(build_supervised.sft(str(tmp_path), collator=collator, **settings))
     assert "labels-masked" not in patient.fired, patient.said
     assert "rows-without-labels" in patient.loud
+
+
+# ---- questions ----
+
+
+def say_what_is_asked(count: int = 80) -> list[dict[str, Any]]:
+    rows = build_supervised.pairs(count)
+    return [{"prompt": row["chosen"][:1], "completion": row["chosen"][1:]} for row in rows]
+
+
+def test_a_template_that_lost_its_opening_braces(tmp_path, observe) -> None:
+    fault, twin = tiny.tokenizer(), tiny.tokenizer()
+    twin.chat_template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'ask ' + m['content'] + ' tell' }}{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    fault.chat_template = twin.chat_template.replace("{{ 'ask ' + ", "")
+    said = line(observe(build_supervised.sft(str(tmp_path / "fault"), rows=say_what_is_asked(), vocabulary=fault, **SHORT)), "questions-not-rendered")
+    assert "100% of the prompts looked at do not hold what their rows ask" in said
+    assert observe(build_supervised.sft(str(tmp_path / "twin"), rows=say_what_is_asked(), vocabulary=twin, **SHORT)).loud == {}
+
+
+def test_pairs_whose_prompt_column_was_filled_with_one_text(tmp_path, observe) -> None:
+    data = build_preference.pairs(count=96)
+    one = data.map(lambda row: {"prompt": data[0]["prompt"]})
+    said = line(observe(build_preference.dpo(str(tmp_path / "fault"), data=one, **SHORT)), "prompts-all-alike")
+    assert "100% of the training rows have the same prompt" in said
+    assert observe(build_preference.dpo(str(tmp_path / "twin"), data=data, **SHORT)).loud == {}

@@ -14,16 +14,18 @@ from trainvitals.integrations import (
     packed_rows,
     ppo,
     preference,
+    questions,
     ranks,
     reward_model,
     reward_range,
     sampling,
     supervised,
+    token_ids,
     token_weights,
 )
 
 FAMILIES = (
-    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, reward_range,
-    features, packed_rows, token_weights, ranks,
+    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, questions, token_ids,
+    reward_range, features, packed_rows, token_weights, ranks,
 )  # fmt: skip
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

@@ -105,7 +105,8 @@ class _Supervised:
         if self._short.numel() == 0:
             return
         counted = real if self._pad is None else real & (ids != self._pad)  # its row is 0 in a model that was made with a padding_idx
-        short = self._short.to(ids.device)[ids.clamp(0, self._short.numel() - 1)]  # ids beyond the table stand for images and the like
+        counted = counted & (ids >= 0) & (ids < self._short.numel())  # others stand for images and the like, or are told by token_ids.py
+        short = self._short.to(ids.device)[ids.clamp(0, self._short.numel() - 1)]
         self._untrained.append(torch.stack([(short & counted).sum(), counted.sum()]))
 
     def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -286,9 +286,9 @@ def before_the_answer(folder: str, seed: int, **changes: Any) -> Any:
 
 NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
     "sft-mean-of-means": (["tokens-weigh-unevenly", "no-rule:mean-of-micro-batch-means-weighs-tokens-unevenly"], ["numerics", "config"]),
-    "sft-template-literal": (["no-rule:template-renders-no-question"], ["data"]),
+    "sft-template-literal": (["questions-not-rendered", "prompts-all-alike", "no-rule:template-renders-no-question"], ["data"]),
     "sft-boundaries-lost": (["packed-rows-attend", "no-rule:packed-rows-attend-across-boundaries"], ["data", "config"]),
-    "sft-mask-in-place": (["untrained-tokens-used", "no-rule:label-mask-written-into-input-ids"], ["data"]),
+    "sft-mask-in-place": (["token-ids-invalid", "untrained-tokens-used", "no-rule:label-mask-written-into-input-ids"], ["data"]),
     "sft-frozen-by-save": (["adapter-not-learning", "gradient-vanished", "updates-too-small"], ["stall"]),
     "dpo-ipo-whole-row": (["margin-explosion", "no-rule:ipo-divides-by-tokens-of-the-whole-batch"], ["over-optimization", "numerics", "ood-drift"]),
     "kto-rate-returns": (["learning-rate-jump", "schedule-mismatch"], ["config"]),
