@@ -295,7 +295,8 @@ NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
     "orpo-summed-logps": (["logps-summed", "preference-term-dominates"], ["ood-drift", "numerics"]),
     "reward-before-the-answer": (["scores-tied", "reward-model-at-chance"], ["data", "stall"]),
 }
-"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0014). The first of `orpo-summed-logps` and of `reward-before-the-answer` were written after the first score, which does not know them."""
+"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0014).
+`tokens-weigh-unevenly`, `questions-not-rendered`, `prompts-all-alike`, `packed-rows-attend`, `token-ids-invalid`, `logps-summed` and `scores-tied` were written after the first score and added then."""
 
 
 def _case(trainer: str, fault: str, what: str, build: Callable[..., Any], steps: int, verdicts: Any, **more: Any) -> Case:

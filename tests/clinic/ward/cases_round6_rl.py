@@ -288,7 +288,8 @@ NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
     "async_grpo-adapter-twice": (["sampler-mismatch", "samples-from-another-policy"], ["ood-drift"]),
     "async_grpo-logps-divided": (["sampler-mismatch", "ratio-not-one"], ["numerics", "config"]),
 }
-"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0014)."""
+"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0014).
+`padding-counts-as-answer` and `scores-turned-to-zero` were written after the first score and added then."""
 
 
 def _sick(fault: str, trainer: str, what: str, build: Callable[..., Any], steps: int, verdicts: Sequence[Any], **more: Any) -> Case:
