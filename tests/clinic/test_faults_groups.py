@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "suite"))
 
 import build_sampling
 import torch
+from tests.clinic.ward.cases import by_id
 
 from trainvitals.integrations import tiny
 
@@ -284,3 +285,20 @@ def test_a_correction_that_masks_a_part_of_the_batch(tmp_path, observe, spread, 
     else:
         assert last(tmp_path, "sampler.effective_fraction") > 0.9
         assert patient.loud == {}
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_an_end_token_that_the_trainer_does_not_know(tmp_path, observe, seed):
+    patient = observe(by_id("grpo-pads-trained").build(str(tmp_path), seed, max_steps=12))
+    assert 4 <= patient.loud["padding-counts-as-answer"] <= 10, patient.said
+    assert last(tmp_path, "policy.sampling_gap") > 1
+    assert "what fills an answer up to the longest of its batch is trained" in said(patient, "padding-counts-as-answer")
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_an_environment_that_breaks_down_and_scores_zero(tmp_path, observe, seed):
+    patient = observe(by_id("rloo-failures-zero").build(str(tmp_path), seed, max_steps=55))
+    assert next(iter(patient.loud)) == "scores-turned-to-zero", patient.said
+    assert 48 <= patient.loud["scores-turned-to-zero"] <= 50  # the first bad batch is that of update 46
+    assert "reward-drop" not in patient.loud  # explained by it
+    assert last(tmp_path, "reward.component_zero_fraction{component=vowels}") > 0.5

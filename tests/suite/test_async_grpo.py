@@ -168,12 +168,12 @@ def test_unscored_samples_are_counted_and_nothing_else():
     nan = math.nan
     taken = [
         Taken(0, 0, metrics={"reward": nan, "reward_std": nan, "rewards/f": nan}),
-        Taken(2, 0, metrics={"reward": 1.0, "reward_std": 0.5, "rewards/f": 1.0}),
+        Taken(2, 0, metrics={"reward": 1.0, "reward_std": 0.5, "rewards/f": 1.0, "rewards/g": 0.0}),
     ]
     values = queue_signals(taken, 0, RewardRange())
     assert values["reward.unscored_fraction"] == 0.5
     assert values["reward.component_unscored_fraction{component=f}"] == 0.5
-    assert "reward.component_zero_fraction{component=f}" in values
+    assert (values["reward.component_zero_fraction{component=f}"], values["reward.component_zero_fraction{component=g}"]) == (0.0, 1.0)
     assert (values["reward.min"], values["reward.max"], values["reward.group_std_mean"]) == (1.0, 1.0, 0.5)
     assert (values["rollout.staleness"], values["rollout.staleness_max"]) == (1.0, 2.0)
 
