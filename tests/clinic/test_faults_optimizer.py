@@ -19,6 +19,7 @@ from trainvitals.monitor import Monitor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "suite"))
 import build_models
+import build_preference
 import build_supervised as build
 
 pytestmark = [pytest.mark.slow, pytest.mark.trl]
@@ -131,3 +132,21 @@ def test_steps_of_chance_make_the_hidden_states_grow(tmp_path, observe):
         told[rate] = observe(trainer)
     assert "hidden-states-blow-up" in told[1e-2].fired, told[1e-2].said
     assert not {"hidden-states-blow-up", "features-collapse"} & set(told[1e-3].fired)
+
+
+@pytest.mark.parametrize("trainer", ["grpo", "dpo"])
+def test_weights_in_bfloat16_at_a_rate_that_they_cannot_take_in(tmp_path, observe, trainer):
+    """What `dtype="bfloat16"` or "auto" gives: the weights themselves are in it, and Adam's step at 1e-6 is less than half of their last bit."""
+
+    def make(name: str, dtype: torch.dtype, rate: float) -> Any:
+        settings = {"max_steps": 14, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2, "learning_rate": rate}
+        made = tiny.grpo(str(tmp_path / name), **settings) if trainer == "grpo" else build_preference.dpo(str(tmp_path / name), **settings)
+        made.model.to(dtype)
+        return made
+
+    patient = observe(make("fault", torch.bfloat16, 1e-6))
+    assert patient.loud.get("updates-rounded-away") == 10, patient.said
+    assert any("of the weights that had a gradient stayed exactly what they were: at a learning rate of 1e-06" in line for line in patient.said)
+    assert "updates-too-small" not in patient.loud
+    for name, dtype, rate in (("float32", torch.float32, 1e-6), ("larger steps", torch.bfloat16, 3e-4)):
+        assert "updates-rounded-away" not in observe(make(name, dtype, rate)).fired

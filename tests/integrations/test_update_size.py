@@ -15,7 +15,17 @@ import transformers  # noqa: E402
 from trainvitals.integrations import tiny  # noqa: E402
 from trainvitals.integrations.later import Later  # noqa: E402
 from trainvitals.integrations.trl import attach  # noqa: E402
-from trainvitals.integrations.update_size import NUMBERS, TENSORS, UpdateSize, places, sample, stride  # noqa: E402
+from trainvitals.integrations.update_size import (  # noqa: E402
+    NUMBERS,
+    TENSORS,
+    UpdateSize,
+    lost_fraction,
+    moved_in_place,
+    places,
+    sampled,
+    stride,
+    strided,
+)
 
 
 def test_a_known_step_has_its_known_ratio() -> None:
@@ -44,12 +54,12 @@ def test_the_sample_is_bounded_and_leaves_out_what_does_not_train() -> None:
     layers = [torch.nn.Linear(300, 300) for _ in range(50)]
     for layer in layers[::2]:
         layer.weight.requires_grad_(False)
-    views = sample(parameter for layer in layers for parameter in layer.parameters())
+    views = [strided(p.detach()) for p in sampled(parameter for layer in layers for parameter in layer.parameters())]
     assert 0 < len(views) <= TENSORS
     assert all(len(view) <= NUMBERS for view in views)
     trained = {layer.weight.data_ptr() for layer in layers[1::2]}
     assert {view.data_ptr() for view in views} <= trained
-    assert sample([torch.nn.Parameter(torch.zeros(5))]) == []
+    assert sampled([torch.nn.Parameter(torch.zeros(5))]) == []
 
 
 def test_the_places_are_spread_and_keep_no_time_with_kinds_of_matrices_that_take_turns() -> None:
@@ -81,7 +91,7 @@ def test_of_an_adapter_both_matrices_are_sampled(tmp_path: Any) -> None:
     model = peft.get_peft_model(layers, peft.LoraConfig(r=4, target_modules=list("qkvo")))
     names = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad}
     assert len(names) == 64  # an even stride of 4 would take A sixteen times
-    kinds = ["A" if "lora_A" in names[view.data_ptr()] else "B" for view in sample(model.parameters())]
+    kinds = ["A" if "lora_A" in names[p.data_ptr()] else "B" for p in sampled(model.parameters())]
     assert 4 <= kinds.count("A") <= 12
     assert kinds.count("A") + kinds.count("B") == TENSORS
 
@@ -125,3 +135,43 @@ def test_in_real_training_the_sample_agrees_with_all_weights(tmp_path: Any) -> N
     callback._publish = note
     trainer.train()
     assert [value for value in seen if value is not None] == pytest.approx(slowly.ratios, rel=0.1)
+
+
+def rough(dtype: torch.dtype, step: float) -> tuple[dict[str, float], torch.nn.Module]:
+    """One step of plain gradient descent on weights of 1, of which the first row has no gradient."""
+    model = torch.nn.Linear(8, 4, bias=False).to(dtype)
+    torch.nn.init.ones_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model.weight.grad = torch.full_like(model.weight, step)
+    model.weight.grad[0] = 0
+    model.weight.grad[1] = 0.5
+    size, later = UpdateSize(), Later()
+    size.before(model, optimizer)
+    optimizer.step()
+    size.after(later)
+    return later.ready(), model
+
+
+def test_of_the_numbers_with_a_gradient_those_that_stay_are_lost() -> None:
+    # below 1 the numbers of bfloat16 lie 1/256 apart: less than half of that is rounded away
+    assert rough(torch.bfloat16, 0.0019)[0]["optim.update_lost_fraction"] == pytest.approx(2 / 3)
+    assert rough(torch.bfloat16, 0.0021)[0]["optim.update_lost_fraction"] == 0
+    assert "optim.update_lost_fraction" not in rough(torch.float32, 1e-9)[0]
+
+
+def test_an_optimizer_with_a_finer_copy_loses_nothing_and_says_nothing() -> None:
+    model = torch.nn.Linear(8, 4, bias=False).bfloat16()
+    model.weight.grad = torch.ones_like(model.weight)
+    copies = torch.optim.SGD([model.weight.detach().float().requires_grad_()], lr=1.0)  # what DeepSpeed and apex hold
+    other = type("SGD", (torch.optim.SGD,), {"__module__": "torchao.optim"})(model.parameters(), lr=1.0)
+    for optimizer in (copies, other, None):
+        size, later = UpdateSize(), Later()
+        size.before(model, optimizer)
+        size.after(later)
+        assert set(later.ready()) == {"optim.update_ratio"}
+    wrapped = type("AcceleratedOptimizer", (), {"optimizer": torch.optim.SGD(model.parameters(), lr=1.0)})()
+    assert moved_in_place(wrapped) == {id(model.weight)}
+
+
+def test_without_any_gradient_nothing_is_lost() -> None:
+    assert lost_fraction([torch.tensor(0), torch.tensor(0)]) == {}

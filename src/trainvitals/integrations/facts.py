@@ -13,6 +13,7 @@ from trainvitals.integrations.families import FAMILIES
 from trainvitals.integrations.grpo import clip_range
 from trainvitals.integrations.housekeeping import LINUX
 from trainvitals.integrations.model_facts import judge_settings, model_settings
+from trainvitals.integrations.update_size import ROUGH
 from trainvitals.items import RunStart
 
 _KINDS = {
@@ -45,7 +46,7 @@ OPTIMIZER = frozenset({"optim.left_out_fraction", "optim.never_reached_fraction"
 
 _UNLESS_HOOKED = {
     "ppo": ppo.SIGNALS | {  # its loop logs no gradients, clips none and reads no batches through the base class
-        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.trainable_fraction", *OPTIMIZER, "run.tokens_seen", "completion.terminated_length_mean",
+        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.update_lost_fraction", "optim.trainable_fraction", *OPTIMIZER, "run.tokens_seen", "completion.terminated_length_mean",
         "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
         "reward.component_std", "reward.unscored_fraction",
     },
@@ -125,7 +126,7 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if trainer == "ppo":
         names -= {"time.data_wait_seconds"}  # the method that would be timed exists and is never called
     if sharded(args):
-        names -= {"optim.update_ratio", "optim.trainable_fraction", *OPTIMIZER}
+        names -= {"optim.update_ratio", "optim.update_lost_fraction", "optim.trainable_fraction", *OPTIMIZER}
     if not gradients:
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:
@@ -181,6 +182,8 @@ def run_start(
     functions = getattr(owner, "reward_funcs", None)  # XPO and Nash-MD hold their one reward model itself
     if functions is not None and (not isinstance(functions, list | tuple) or len(functions) == 1):
         emits -= {"reward.component_share"}  # with one reward function there is nothing to share
+    if model is not None and not any(p.requires_grad and p.dtype in ROUGH for p in model.parameters()):
+        emits -= {"optim.update_lost_fraction"}  # float32 loses nothing
     if hasattr(owner, "filter_empty"):
         emits -= {"distill.divergence", "distill.logp_gap"}  # SSD has no teacher
     if hasattr(owner, "tools") and not owner.tools:

@@ -270,7 +270,7 @@ class VitalsCallback(TrainerCallback):
         trainable = [p for p in model.parameters() if p.requires_grad] if model is not None and not shards else []
         self._gradients(trainable, float(args.max_grad_norm or 0.0))
         if model is not None and not shards:
-            self.pending.update({**self._optimizer.before(model, trainable, optimizer), **self._update_size.before(model)})
+            self.pending.update({**self._optimizer.before(model, trainable, optimizer), **self._update_size.before(model, optimizer)})
 
     def _gradients(self, trainable: list[torch.nn.Parameter], limit: float) -> None:
         norm = self.pre_clip_norm

@@ -1,10 +1,14 @@
-"""How far one optimizer step moves the weights, relative to their size: ``optim.update_ratio``.
+"""How far one optimizer step moves the weights: ``optim.update_ratio``, relative to their size; and what rounding took of it: ``optim.update_lost_fraction``.
 
 The learning rate says how far a step should go, this says how far it went: a rate that is far too high shows here from the first
 update on, before loss or reward can tell. Copying all weights would double their memory, so a fixed sample stands for them: every
 so manieth number of up to `TENSORS` matrices, `NUMBERS` of each at most. The sample is a vector of at most 256 KiB on the weights'
 own device; nothing is read from there within the step. Weights have a rhythm (LoRA's A and B in turn, seven projections a layer, rows of
 4,096 numbers), so neither choice may have one: an even stride would see one kind of matrix, or one column of each.
+
+A number in bfloat16 has eight bits: a step below 1/512 of it is rounded away, at every update anew, and nothing else in a run says so (arXiv:2010.06192,
+section 3). It is counted among the numbers of the sample that had a gradient, where the optimizer writes into these weights themselves: with a finer copy
+behind them, as DeepSpeed keeps one, nothing is lost.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -20,6 +25,10 @@ from trainvitals.integrations.later import Later
 
 TENSORS = 16
 NUMBERS = 4096
+ROUGH = (torch.bfloat16, torch.float16)
+"""Types of weights in which a small step can be lost."""
+IN_PLACE = ("torch.optim", "bitsandbytes.optim", "transformers.optimization")
+"""Modules of optimizers that write into the weights that they are given, without a finer copy and without stochastic rounding."""
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples with 1, 4, 9, ... are spread evenly and keep no time with anything
 
 
@@ -30,17 +39,27 @@ class UpdateSize:
         self._views: list[torch.Tensor] = []
         self._before: torch.Tensor | None = None
         self._model: torch.nn.Module | None = None
+        self._rough: list[torch.nn.Parameter] = []
+        self._asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # view of a rough matrix, its numbers before, which had a gradient
 
-    def before(self, model: torch.nn.Module) -> dict[str, float]:
+    def before(self, model: torch.nn.Module, optimizer: Any = None) -> dict[str, float]:
         """Remember the sample; call it when the gradients are there and the step is not done.
+
+        Args:
+            model: What is trained.
+            optimizer: What moves it. None: it is not known, and nothing is said of rounding.
 
         Returns:
             ``optim.trainable_fraction``, the first time that a model is seen.
         """
         new = model is not self._model
         if new:
-            self._model, self._views = model, sample(model.parameters())
+            chosen, moved = sampled(model.parameters()), moved_in_place(optimizer)
+            self._model, self._views = model, [strided(p.detach()) for p in chosen]
+            self._rough = [p for p in chosen if p.dtype in ROUGH and id(p) in moved]
         self._before = _joined(self._views)
+        with_gradient = [p for p in self._rough if p.grad is not None and p.grad.is_contiguous()]
+        self._asked = [(strided(p.detach()), strided(p.detach()).clone(), strided(p.grad) != 0) for p in with_gradient]
         return {"optim.trainable_fraction": trainable_fraction(model)} if new else {}
 
     def after(self, later: Later) -> None:
@@ -52,16 +71,33 @@ class UpdateSize:
         assert now is not None
         moved = torch.linalg.vector_norm(now - before)
         later.put([moved, torch.linalg.vector_norm(before)], update_ratio)
+        asked, self._asked = self._asked, []
+        if asked:
+            lost = torch.stack([((view == old) & wanted).sum() for view, old, wanted in asked]).sum()
+            later.put([lost, torch.stack([wanted.sum() for _, _, wanted in asked]).sum()], lost_fraction)
 
 
-def sample(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """Views on the numbers that stand for all trainable matrices: they show the weights as they are whenever they are read.
+def sampled(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """The matrices that stand for all trainable ones, `TENSORS` at most.
 
     Matrices on other devices than the first, sharded ones and ones that do not lie in one piece are left out.
     """
     fitting = [p for p in parameters if p.requires_grad and p.dim() >= 2 and p.is_contiguous() and type(p.data).__name__ != "DTensor"]
     fitting = [p for p in fitting if p.device == fitting[0].device and p.numel() > 0]
-    return [p.detach().view(-1)[:: stride(p.numel(), p.shape[-1])][:NUMBERS] for p in (fitting[i] for i in places(len(fitting)))]
+    return [fitting[place] for place in places(len(fitting))]
+
+
+def strided(matrix: torch.Tensor) -> torch.Tensor:
+    """View on the numbers that stand for a matrix, `NUMBERS` at most: it shows them as they are whenever it is read."""
+    return matrix.view(-1)[:: stride(matrix.numel(), matrix.shape[-1])][:NUMBERS]
+
+
+def moved_in_place(optimizer: Any) -> set[int]:
+    """Ids of the parameters that an optimizer of `IN_PLACE` writes into; accelerate's wrapper is looked through."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if inner is None or not type(inner).__module__.startswith(IN_PLACE):
+        return set()
+    return {id(p) for group in inner.param_groups for p in group["params"]}
 
 
 def places(count: int) -> list[int]:
@@ -93,3 +129,9 @@ def update_ratio(tensors: list[torch.Tensor]) -> dict[str, float]:
     """Norm of the change over norm of the weights before it; nothing where all sampled weights were zero."""
     moved, size = (float(tensor) for tensor in tensors)
     return {"optim.update_ratio": moved / size} if size != 0.0 else {}
+
+
+def lost_fraction(tensors: list[torch.Tensor]) -> dict[str, float]:
+    """Share of the numbers with a gradient that are after the step what they were before it; nothing where none had one."""
+    lost, asked = (float(tensor) for tensor in tensors)
+    return {"optim.update_lost_fraction": lost / asked} if asked else {}
