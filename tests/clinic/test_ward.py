@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import pytest
 from tests.clinic.ward import __main__ as commands
-from tests.clinic.ward import effect, fresh, intervals, report, rounds
+from tests.clinic.ward import effect, fresh, goals, intervals, report, rounds
 from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.cases import CASES, ROUND_THREE, ROUND_TWO, by_id
 from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
 from tests.clinic.ward.onset import Twins, series, visible
 from tests.clinic.ward.record import first_recorded, load, record_all, save, seeds_in, thin
 from tests.clinic.ward.score import Alarm, Judged, judge, ranked, set_aside, split_of
-from tests.clinic.ward.tally import first_scored, per_rule, tally
+from tests.clinic.ward.tally import Share, first_scored, per_rule, tally
 
 from trainvitals.findings import Action
 from trainvitals.rulelang.loader import load_rules
@@ -293,13 +293,12 @@ def test_a_page_is_judged_by_the_newest_round_that_was_scored(monkeypatch) -> No
         looked, waits = words[:scored], words[scored:]
         monkeypatch.setattr(report, "LATER", {word: kept if word in looked else None for word in reversed(words)})
         page = report.build()
-        columns = [*(f"round {word}, as first scored" for word in reversed(looked)), "set aside, as first scored"]
-        head = next(line for line in page.splitlines() if line.startswith("| score | goal |"))
-        assert [cell for cell in head.split(" | ") if "first scored" in cell] == columns
-        assert f"| {columns[0]} | met | " in head
+        names = [*(f"round {word}" for word in reversed(looked)), "set aside"]
+        assert f"| score | goal | {names[0]}, as first scored | met | {names[0]}, today |" in page
+        assert [line.split(" | ")[0] for line in page.splitlines() if " | first | " in line] == [f"| **{name}**" for name in names]
         assert [word for word in reversed(words) if f"| round {word}: new case | " in page] == [*reversed(looked)]
         assert sorted(page.index(f"## {which.title}") for which in rounds.ROUNDS.values() if which.word in looked) == [page.index(f"## {rounds.ROUNDS[f'round-{word}'].title}") for word in reversed(looked)]
-        assert not any(f"round {word}, as first scored" in page or f"round {word}: new" in page for word in waits)
+        assert not any(f"**round {word}**" in page or f"round {word}: new" in page for word in waits)
         assert report.judges([*reversed(looked)]) in page
 
 
@@ -316,13 +315,26 @@ def test_goals_are_judged_by_the_first_look_at_the_first_column() -> None:
     good = tally([_judged((60, "a")), _judged(sick=False, states=("steady",))], cases)
     bad = tally([_judged(states=("steady",)), _judged((10, "b"), sick=False)], cases)
     assert first_scored(good) == {"detected": (1, 1), "first": (1, 1), "verdict": (2, 2), "warned": (0, 1), "false": (0, 150), "delay": 5}
-    one = report.goals([("set aside", first_scored(good), bad), ("development half", None, good)], None, None).splitlines()
-    assert one[2] == "| score | goal | set aside, as first scored | met | set aside, today | development half |"
+    one = goals.judged(("set aside", first_scored(good), bad), None, None).splitlines()
+    assert one[2] == "| score | goal | set aside, as first scored | met | set aside, today |"
     assert one[4].startswith("| detected | at least 95 % | 100% (1/1; 21% to 100%) | yes | 0% (0/1;")
-    two = report.goals([("round two", first_scored(bad), good), ("set aside", first_scored(good), good), ("development half", None, good)], None, None).splitlines()
-    assert two[2].split(" | ")[2:5] == ["round two, as first scored", "met", "round two, today"]
-    assert two[4].split(" | ")[2:5] == ["0% (0/1; 0% to 79%)", "**no**", "100% (1/1; 21% to 100%)"]
-    assert all(line.count(" | ") == two[2].count(" | ") for line in (*two[4:], *two[2:3]) if line)
+    assert goals.judged(("set aside", first_scored(bad), good), Share(6, 10), 0.31).splitlines()[4:] == [
+        "| detected | at least 95 % | 0% (0/1; 0% to 79%) | **no** | 100% (1/1; 21% to 100%) |",
+        *goals.judged(("set aside", first_scored(bad), good), None, None).splitlines()[5:10],
+        "| cured by the first suggestion, of the curable, unseen seeds | at least 70 % | 60% (6/10; 31% to 83%) | **no** |  |",
+        "| ... above the random arm | at least 30 points | +31 points | yes |  |",
+    ]
+
+
+def test_each_round_is_told_twice_as_it_was_and_as_it_is() -> None:
+    cases = {"x-fault": _case(), "x-twin": _case(id="x-twin", roots=(), onset=0, verdicts=HEALTHY_STATES)}
+    good = tally([_judged((60, "a")), _judged(sick=False, states=("steady",))], cases)
+    bad = tally([_judged(states=("steady",)), _judged((10, "b"), sick=False)], cases)
+    lines = goals.round_by_round([("round two", first_scored(bad), good), ("development half", None, good)]).splitlines()[4:]
+    assert [line.split(" | ")[:3] for line in lines] == [
+        ["| **round two**", "first", "0% (0/1; 0% to 79%)"], ["| ", "today", "100% (1/1; 21% to 100%)"], ["| **development half**", "today", "100% (1/1; 21% to 100%)"],
+    ]  # fmt: skip
+    assert len({line.count(" | ") for line in lines}) == 1
 
 
 @pytest.mark.parametrize("which", [*rounds.ROUNDS.values()], ids=lambda which: which.word)

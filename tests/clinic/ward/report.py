@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.clinic.ward import cure, fresh, kept, logs_only, peer_scores, plots, rounds
+from tests.clinic.ward import cure, fresh, goals, kept, logs_only, peer_scores, plots, rounds
 from tests.clinic.ward.case import Case
 from tests.clinic.ward.cases import CASES, EVERY
 from tests.clinic.ward.cure import ARMS
 from tests.clinic.ward.score import Judged, judge_all, right_verdict, set_aside
-from tests.clinic.ward.tally import Rate, Share, Tally, per_rule, tally
+from tests.clinic.ward.tables import table
+from tests.clinic.ward.tally import Share, per_rule, tally
 from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, LATER, MISSED, TRIED
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmark.md"
@@ -67,19 +68,13 @@ def build() -> str:
     scored = [(rounds.ROUNDS[f"round-{word}"], kept) for word, kept in LATER.items()]
     later = [(which, kept, rounds.judge_all(which)) for which, kept in scored if kept]
     runs = [run for _, _, those in later for run in those]
-    columns: list[Column] = [(f"round {which.word}", kept, tally(those, every)) for which, kept, those in later]
+    columns: list[goals.Column] = [(f"round {which.word}", kept, tally(those, every)) for which, kept, those in later]
     columns += [("set aside", FIRST_SCORED, tally(aside, cases)), ("development half", None, tally(dev, cases))]
     parts = [
-        HEAD.format(judged=judges([which.word for which, _, _ in later])), _counts(found, cases), goals(columns, *_cured(every, unseen=True)), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
+        HEAD.format(judged=judges([which.word for which, _, _ in later])), _counts(found, cases), goals.judged(columns[0], *_cured(every, unseen=True)), goals.round_by_round(columns), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
         _healthy(found, cases), fresh.section(), _rules(found, cases), _cure(every), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *runs], every),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    lines += ["| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def _counts(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
@@ -90,70 +85,7 @@ def _counts(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
         faults = len({run.case for run in sick})
         rows.append((trainer, faults, len(sick), len(healthy), sum(run.hard for run in healthy), f"{sum(run.healthy_steps for run in [*sick, *healthy]):,}"))
     total = ["all", *(sum(row[place] for row in rows) for place in range(1, 5)), f"{sum(run.healthy_steps for run in found):,}"]
-    return _table(("trainer", "faults", "sick runs", "healthy runs", "of them hard", "healthy updates"), [*rows, total])
-
-
-Column = tuple[str, Mapping[str, Any] | None, Tally]
-"""Name, what was scored the first time (None where runs were looked at all along), and today's scores."""
-
-
-def goals(columns: Sequence[Column], unseen: Share | None, uplift: float | None) -> str:
-    """The table of goals. `unseen` and `uplift`: cured by our first suggestion on seeds that it was not written on, and how far above a random one. They are judged by what the first column's runs said the first time anybody looked."""
-    kept = columns[0][1]
-    assert kept is not None
-    first = _first(kept)
-
-    def row(name: str, goal: str, key: str, today: str, met: bool | None = None) -> tuple[Any, ...]:
-        cells: list[Any] = []
-        for place, (_, scored, scores) in enumerate(columns):
-            if scored is not None:
-                cells.append(_first(scored).get(key, ""))
-            if place == 0:
-                cells.append({True: "yes", False: "**no**", None: "not measured"}[met] if goal else "")
-            now = getattr(scores, today)
-            cells.append(f"{now:.1f}" if today == "lines" and now else now)
-        return name, goal, *cells
-
-    def at_least(key: str, least: float) -> bool | None:
-        return None if first[key].value is None else first[key].value >= least
-
-    def at_most(key: str, most: float) -> bool:
-        return (first[key].value or 0.0) <= most
-
-    def of_cure(name: str, goal: str, value: Any, met: bool | None) -> tuple[Any, ...]:
-        return name, goal, value, {True: "yes", False: "**no**", None: "not measured"}[met]
-
-    rows = [
-        row("detected", "at least 95 %", "detected", "detected", at_least("detected", 0.95)),
-        row("false alarms per 1,000 healthy updates", "at most 0.2", "false", "false_rate", at_most("false", 0.2)),
-        row("healthy runs with any warning", "at most 5 %", "warned", "false_runs", at_most("warned", 0.05)),
-        row("median delay, updates", "at most 10", "delay", "delay", None if first["delay"] is None else first["delay"] <= 10),
-        row("root cause first", "at least 85 %", "first", "first", at_least("first", 0.85)),
-        row("root cause among the first three", "", "", "three"),
-        row("right category first", "", "", "category"),
-        row("verdict right at the end", "at least 90 %", "verdict", "verdict", at_least("verdict", 0.9)),
-        row("... of sick runs", "", "", "sick_verdict"),
-        row("... of healthy runs", "", "", "healthy_verdict"),
-        row("incidents per detected sick run", "", "", "lines"),
-        of_cure("cured by the first suggestion, of the curable, unseen seeds", "at least 70 %", unseen or "", None if unseen is None or unseen.value is None else unseen.value >= 0.7),
-        of_cure("... above the random arm", "at least 30 points", _points(uplift), None if uplift is None else uplift >= 0.3),
-    ]  # fmt: skip
-    head = ["score", "goal"]
-    for place, (name, scored, _) in enumerate(columns):
-        head += [f"{name}, as first scored"] if scored is not None else []
-        head += ["met"] if place == 0 else []
-        head += [f"{name}, today"] if scored is not None else [name]
-    return "## Goals\n\n" + _table(head, [(*one, *[""] * (len(head) - len(one))) for one in rows])
-
-
-def _first(scored: Mapping[str, Any]) -> dict[str, Any]:
-    """What `why` keeps, as shares and a rate."""
-    shares: dict[str, Any] = {name: Share(*scored[name]) for name in ("detected", "first", "verdict", "warned")}
-    return {**shares, "false": Rate(*scored["false"]), "delay": scored["delay"]}
-
-
-def _points(uplift: float | None) -> str:
-    return "" if uplift is None else f"{100 * uplift:+.0f} points"
+    return table(("trainer", "faults", "sick runs", "healthy runs", "of them hard", "healthy updates"), [*rows, total])
 
 
 def _parts(aside: Sequence[Judged], cases: Mapping[str, Case]) -> str:
@@ -164,7 +96,7 @@ def _parts(aside: Sequence[Judged], cases: Mapping[str, Case]) -> str:
             continue
         scores = tally(runs, cases)
         rows.append((name, scores.detected, scores.first, scores.sick_verdict, scores.delay, scores.false_runs))
-    return f"What was set aside, in its {len(rows)} parts: faults of which no seed was looked at, and unseen seeds of known faults and healthy settings.\n\n" + _table(
+    return f"What was set aside, in its {len(rows)} parts: faults of which no seed was looked at, and unseen seeds of known faults and healthy settings.\n\n" + table(
         ("part", "detected", "root first", "verdict of sick runs", "median delay", "healthy runs warned"), rows
     )
 
@@ -190,7 +122,7 @@ def of_round(which: rounds.Round, found: Sequence[Judged], cases: Mapping[str, C
         "named, where one exists.\n\n"
     )
     head = ("case", "what", "healthy updates before", "detected", "median delay", "root first", "first headline", "last verdict (right)")
-    return f"## {which.title}\n\n" + text + _table(head, rows)
+    return f"## {which.title}\n\n" + text + table(head, rows)
 
 
 def _by_case(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
@@ -208,7 +140,7 @@ def _by_case(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
         dots.append((case.id, [run.delay for run in runs]))
     head = ("case", "", "what was planted", "healthy updates before", "detected", "median delay", "first headline", "root first", "last verdict (right)")
     plot = plots.delays(dots, title="Delay of the first alarm, in updates after the fault is visible; × was missed")
-    return f"## Every fault\n\n{plot}\n\n" + _table(head, rows)
+    return f"## Every fault\n\n{plot}\n\n" + table(head, rows)
 
 
 def _healthy(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
@@ -223,7 +155,7 @@ def _healthy(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
         rows.append((case.id, case.what + (" Hard." if case.hard else ""), len(runs), f"{sum(run.steps for run in runs):,}", scores.false_runs.hits, alarms, states))
     early = [(run, alarm) for run in found if run.sick for alarm in run.false]
     text = "".join(f"* {run.case} seed {run.seed}: {alarm.rule} at update {alarm.step}, before the fault\n" for run, alarm in early)
-    return "## Every healthy setting\n\n" + _table(("case", "what", "runs", "updates", "warned", "by", "last verdict"), rows) + (f"\nAlarms in sick runs before the fault began:\n\n{text}" if text else "")
+    return "## Every healthy setting\n\n" + table(("case", "what", "runs", "updates", "warned", "by", "last verdict"), rows) + (f"\nAlarms in sick runs before the fault began:\n\n{text}" if text else "")
 
 
 def _rules(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
@@ -235,7 +167,7 @@ def _rules(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
         "*Spoke where due*: sick runs whose planted cause the rule names. *Elsewhere*: sick runs of other faults in which it spoke after the "
         "injection, as a symptom that was not suppressed. *False*: runs in which it spoke while nothing was wrong. Both halves.\n\n"
     )
-    return "## Every rule that spoke or should have\n\n" + text + _table(("rule", "spoke where due", "elsewhere", "false", "something was wrong when it spoke"), rows)
+    return "## Every rule that spoke or should have\n\n" + text + table(("rule", "spoke where due", "elsewhere", "false", "something was wrong when it spoke"), rows)
 
 
 def _forks(cases: Mapping[str, Case], *, unseen: bool) -> list[dict[str, Any]]:
@@ -284,7 +216,7 @@ def _cure(cases: Mapping[str, Case]) -> str:
     silent = [f"{entry['case']} seed {entry['seed']}" for entry in [*seen, *unseen] if not entry["arms"]]
     text = f"Without an alarm there is nothing to follow; these runs are in no share: {', '.join(silent)}.\n\n" if silent else ""
     head = ("case", *ARMS, "suggested, unseen seeds", "random, unseen seeds", "first alarm and its suggestion", "the right change", "")
-    return f"## Cure\n\n{CURE_TEXT}\n{plot}\n\n" + _table(("arm", "recovered, recorded seeds", "unseen seeds"), shares) + f"\n{text}{CURE_TRIED}\n" + _table(head, rows) + _lead()
+    return f"## Cure\n\n{CURE_TEXT}\n{plot}\n\n" + table(("arm", "recovered, recorded seeds", "unseen seeds"), shares) + f"\n{text}{CURE_TRIED}\n" + table(head, rows) + _lead()
 
 
 def _cure_row(case: Case, seen: Sequence[Mapping[str, Any]], unseen: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
@@ -307,7 +239,7 @@ def _lead() -> str:
         "\n### Lead before the damage is irreversible\n\nThe right change is made so many updates after the alarm, from the weights of that moment, without going back "
         "to a checkpoint. Empty: the run was over, or dead, before.\n\n"
     )
-    return text + _table(("run", "alarm at", *(f"{wait} updates later" for wait in cure.WAITS)), [*rows, ("all", "", *total)])
+    return text + table(("run", "alarm at", *(f"{wait} updates later" for wait in cure.WAITS)), [*rows, ("all", "", *total)])
 
 
 def _words(changes: Mapping[str, Any]) -> str:
@@ -327,7 +259,7 @@ def _real_runs() -> str:
         f"{len(collapsed)} collapsed ones are called so with an error; of {len(healthy)} healthy ones {sum(run['verdict'] == 'collapsed' for run in healthy)} are called collapsed, "
         f"{sum(bool(run['errors']) for run in healthy)} get an error and {sum(bool(run['warnings']) for run in healthy)} a warning.\n\n"
     )
-    return "## Other people's runs\n\n" + text + _table(("run", "label", "last verdict", "errors (first step)", "warnings (first step)"), rows)
+    return "## Other people's runs\n\n" + text + table(("run", "label", "last verdict", "errors (first step)", "warnings (first step)"), rows)
 
 
 def _missed(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
