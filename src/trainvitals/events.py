@@ -68,6 +68,8 @@ class RunEvent(Event):
     epoch: float | None = signal("count", "Passes over the training data so far.", low=0)
     logging_every: float | None = signal("count", "Optimizer updates that one logged value averages.", low=1, cadence="once")
     checkpoint_room: float | None = signal("count", "Checkpoints that the disk of the output folder still has room for: by the sizes of weights and moments at the start, by the newest checkpoint later.", low=0, cadence="sample")
+    checkpoint_missing_fraction: float | None = signal("fraction", "Share of the trained numbers that the newest checkpoint does not hold, read from its files; not told where they may be there in another form.", low=0, high=1, cadence="sample")
+    checkpoint_differing_fraction: float | None = signal("fraction", "Share of the trained numbers that lie in the newest checkpoint under their name with another content: in each tensor a few are compared.", low=0, high=1, cadence="sample")
     rank_behind: dict[str, float] | None = signal("count", "Places at which ranks meet that one rank has not reached while others wait there; 0 while steps end. Told by rank 0.", low=0, label="rank")
     rank_silent_seconds: dict[str, float] | None = signal("seconds", "While no step ends: time since a rank last said anything, which it does every 5 s. Told by rank 0.", low=0, label="rank")
 

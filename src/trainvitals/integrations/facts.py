@@ -44,6 +44,9 @@ _NEVER = frozenset(
 OPTIMIZER = frozenset({"optim.left_out_fraction", "optim.never_reached_fraction", "optim.state_restored_fraction"})
 """Signals about which parameters the optimizer holds: not where a rank sees shards."""
 
+CHECKPOINT = frozenset({"run.checkpoint_missing_fraction", "run.checkpoint_differing_fraction"})
+"""Signals about what a checkpoint holds: not of shards."""
+
 _UNLESS_HOOKED = {
     "ppo": ppo.SIGNALS | {  # its loop logs no gradients, clips none and reads no batches through the base class
         "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.update_lost_fraction", "optim.trainable_fraction", *OPTIMIZER, "run.tokens_seen", "completion.terminated_length_mean",
@@ -125,6 +128,8 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     names |= _LOGGED.get(trainer, frozenset())
     if trainer == "ppo":
         names -= {"time.data_wait_seconds"}  # the method that would be timed exists and is never called
+    if sharded(args) or trainer == "ppo":
+        names -= CHECKPOINT
     if sharded(args):
         names -= {"optim.update_ratio", "optim.update_lost_fraction", "optim.trainable_fraction", *OPTIMIZER}
     if not gradients:
@@ -137,7 +142,7 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if str(getattr(getattr(args, "eval_strategy", "no"), "value", "no")) == "no":
         names -= {"time.evaluating_fraction", *(name for name in CATALOGUE if name.startswith("eval."))}
     if str(getattr(getattr(args, "save_strategy", "no"), "value", "no")) == "no":
-        names -= {"run.checkpoint_room", "time.saving_fraction"}
+        names -= {"run.checkpoint_room", "time.saving_fraction", *CHECKPOINT}
     queued = trainer == "async_grpo" or any(name.startswith("rollout.") for name in hooks)
     names |= _QUEUED if queued else frozenset()
     if not queued:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trainvitals.integrations.checkpoint import written
 from trainvitals.integrations.facts import RUNNING, known_at_start, promised, run_start, sharded
 from trainvitals.integrations.grpo import RewardRange
 from trainvitals.integrations.housekeeping import Housekeeping, room, room_at_start, size_of
@@ -363,11 +364,7 @@ class VitalsCallback(TrainerCallback):
             fresh.update({key: value for key, value in row.items() if key not in known})
         assert self._mapper is not None
         now = time.time()
-        frame = (
-            self._mapper.frame(fresh, step=self._step, phase="train", time=now, closes=True)
-            if fresh
-            else Frame(self._step, {}, time=now)
-        )
+        frame = self._mapper.frame(fresh, step=self._step, phase="train", time=now, closes=True) if fresh else Frame(self._step, {}, time=now)
         own = {**self._once, **self.pending, **self.later.ready(wait=self._is_last)}
         frame.values.update(own if self.share is None else self.share(self._step, own))
         self.count_bad = self.count_bad or not math.isfinite(frame.values.get("optim.grad_norm_step", 0.0))
@@ -419,6 +416,9 @@ class VitalsCallback(TrainerCallback):
         self._once.update(self._keeping.spent("saving"))  # told with the next update
         if os.path.isdir(folder) and state.is_world_process_zero:
             self._once.update(room(folder, size_of(folder)))
+            values = {} if sharded(args) else written(kwargs["model"], folder, self.trainer or args)
+            if values:  # at once: after the last checkpoint there is no update
+                self._publish(Frame(self._step, values, time=time.time(), closes=False))
         self._boundary("save_end")
 
     @contextmanager
