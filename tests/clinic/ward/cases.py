@@ -23,6 +23,8 @@ from tests.clinic.ward import (
     cases_round5_rl,
     cases_round6_offline,
     cases_round6_rl,
+    cases_round7_offline,
+    cases_round7_rl,
     cases_supervised,
 )
 from tests.clinic.ward.case import Case
@@ -47,7 +49,9 @@ ROUND_FIVE: tuple[Case, ...] = (*cases_round5_rl.CASES, *cases_round5_offline.CA
 """The same of the fifth round: what people reported in public (docs/decisions/0013)."""
 ROUND_SIX: tuple[Case, ...] = (*cases_round6_rl.CASES, *cases_round6_offline.CASES)
 """The same of the sixth round: bugs that frameworks had and mended (docs/decisions/0014)."""
-EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE, *ROUND_SIX)
+ROUND_SEVEN: tuple[Case, ...] = (*cases_round7_rl.CASES, *cases_round7_offline.CASES)
+"""The same of the seventh round: what people reported or mended, one query for each symptom (docs/decisions/0015)."""
+EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE, *ROUND_SIX, *ROUND_SEVEN)
 
 
 def by_id(case_id: str) -> Case:

@@ -53,8 +53,8 @@ def judges(words: Sequence[str]) -> str:
     return f"the goals were judged by them until {listed} round of faults {'were' if older else 'was'} scored (docs/decisions/{pages}), {'the last of ' if older else ''}which counts now"
 
 
-NTH = {"three": "a third", "four": "a fourth", "five": "a fifth", "six": "a sixth"}
-DECISIONS = {"two": "0009", "three": "0011", "four": "0012", "five": "0013", "six": "0014"}
+NTH = {"three": "a third", "four": "a fourth", "five": "a fifth", "six": "a sixth", "seven": "a seventh"}
+DECISIONS = {"two": "0009", "three": "0011", "four": "0012", "five": "0013", "six": "0014", "seven": "0015"}
 
 
 def build() -> str:

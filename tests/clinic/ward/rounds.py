@@ -1,6 +1,6 @@
 """The later rounds: faults, healthy settings and seeds that were chosen after the rules were written, without a look at them.
 
-``set_aside_2.json`` to ``set_aside_6.json`` list them, ``recordings_2`` to ``recordings_6`` hold them, docs/decisions/0009 and 0011 to 0014 say
+``set_aside_2.json`` to ``set_aside_7.json`` list them, ``recordings_2`` to ``recordings_7`` hold them, docs/decisions/0009 and 0011 to 0015 say
 how they were chosen. Nothing of a round is judged by ``make clinic`` until `why` says what it gave the first time.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.cases import CASES, ROUND_FIVE, ROUND_FOUR, ROUND_SIX, ROUND_THREE, ROUND_TWO
+from tests.clinic.ward.cases import CASES, ROUND_FIVE, ROUND_FOUR, ROUND_SEVEN, ROUND_SIX, ROUND_THREE, ROUND_TWO
 from tests.clinic.ward.record import FOLDERS, record_all
 from tests.clinic.ward.score import Judged, Split, listed, splits
 from tests.clinic.ward.score import judge_all as judge_in
@@ -78,7 +78,12 @@ SIX = Round(
     "Bugs that training frameworks had and mended, and what people took for bugs in vain, in the order in which a search gave them, planted by two authors who did not read the rules; which rules name a fault was said by a third person who saw the descriptions alone (docs/decisions/0014).",
     ROUND_SIX, (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE),
 )  # fmt: skip
-ROUNDS = {f"round-{each.word}": each for each in (TWO, THREE, FOUR, FIVE, SIX)}
+SEVEN = Round(
+    "seven", 7, "The seventh round",
+    "What people reported or mended, one query for a symptom and the hits in the order in which a search gave them, planted by two authors who did not read the rules; which rules name a fault was said by a third person who saw the descriptions alone (docs/decisions/0015).",
+    ROUND_SEVEN, (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE, *ROUND_SIX),
+)  # fmt: skip
+ROUNDS = {f"round-{each.word}": each for each in (TWO, THREE, FOUR, FIVE, SIX, SEVEN)}
 
 
 def seeds(which: Round, case: Case) -> tuple[int, ...]:

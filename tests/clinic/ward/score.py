@@ -22,13 +22,13 @@ from trainvitals.readers import own
 from trainvitals.rulelang.loader import RuleSet, load_rules
 
 SET_ASIDE = Path(__file__).with_name("set_aside.json")
-LISTS = {word: Path(__file__).with_name(f"set_aside_{number}.json") for word, number in (("six", 6), ("five", 5), ("four", 4), ("three", 3), ("two", 2))}
+LISTS = {word: Path(__file__).with_name(f"set_aside_{number}.json") for word, number in (("seven", 7), ("six", 6), ("five", 5), ("four", 4), ("three", 3), ("two", 2))}
 """What each later round consists of, the newest first: a new seed of an older round's case belongs to the round that added the seed."""
 OF_THE_MACHINE = frozenset({"throughput-drop", "training-stalled"})
 """True or not depends on what else ran on the machine; recordings carry no times unless the case is about them."""
 Split = Literal[
     "dev", "new fault", "new seed", "round two: new case", "round two: new seed", "round three: new case", "round three: new seed", "round four: new case", "round four: new seed",
-    "round five: new case", "round five: new seed", "round six: new case", "round six: new seed",
+    "round five: new case", "round five: new seed", "round six: new case", "round six: new seed", "round seven: new case", "round seven: new seed",
 ]  # fmt: skip
 
 
