@@ -290,9 +290,16 @@ def test_a_correction_that_masks_a_part_of_the_batch(tmp_path, observe, spread, 
 @pytest.mark.parametrize("seed", [7, 8])
 def test_an_end_token_that_the_trainer_does_not_know(tmp_path, observe, seed):
     patient = observe(by_id("grpo-pads-trained").build(str(tmp_path), seed, max_steps=12))
-    assert 4 <= patient.loud["padding-counts-as-answer"] <= 10, patient.said
+    assert patient.loud["padding-counts-as-answer"] == 1, patient.said
+    assert last(tmp_path, "completion.counted_padding_fraction") > 0.05
     assert last(tmp_path, "policy.sampling_gap") > 1
     assert "what fills an answer up to the longest of its batch is trained" in said(patient, "padding-counts-as-answer")
+
+
+def test_the_same_where_the_trainer_knows_it(tmp_path, observe):
+    patient = observe(by_id("grpo-twin").build(str(tmp_path), 7, max_steps=40))
+    assert "padding-counts-as-answer" not in patient.fired
+    assert last(tmp_path, "completion.counted_padding_fraction") == 0
 
 
 @pytest.mark.parametrize("seed", [7, 8])

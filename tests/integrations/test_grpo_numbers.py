@@ -19,6 +19,8 @@ from trainvitals.integrations.grpo import (
     gap_stats,
     group_overlap,
     length_correlation,
+    padding_counts,
+    padding_signals,
     ratio_signals,
     ratio_stats,
     repetition,
@@ -263,3 +265,42 @@ def test_a_function_with_weight_0_is_told_apart():
     assert "reward.unpaid_mean{component=paid}" not in values
     assert total.tolist() == [1.0, 0.0]
     assert not any("unpaid" in name for name in reward_signals(matrix, np.zeros(2), ["a", "b"], 2, RewardRange())[0])
+
+
+TOKENS = st.integers(0, 5)
+
+
+@given(
+    st.lists(st.lists(TOKENS, min_size=1, max_size=8), min_size=1, max_size=6), st.sets(TOKENS, min_size=1, max_size=2), st.sets(TOKENS, max_size=2), TOKENS,
+    st.lists(st.booleans(), min_size=6, max_size=6),
+)  # fmt: skip
+def test_filling_that_counts_is_told_from_what_was_sampled(wishes, ends, known, pad, left_out):
+    """Answers are drawn, stopped at the sampler's ends and filled up; the trainer cuts behind the first end that it knows and leaves some rows out."""
+    sampled = [row[: next((place + 1 for place, token in enumerate(row) if token in ends), len(row))] for row in wishes]
+    sampled = [row if row[-1] in ends else [*row, min(ends)] for row in sampled]
+    width = max(map(len, sampled))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in sampled])
+    kept = [next((place + 1 for place, token in enumerate(row) if token in known), width) for row in ids.tolist()]
+    mask = torch.tensor([[0 if out else int(place < count) for place in range(width)] for count, out in zip(kept, left_out, strict=False)])
+    filling = sum(max(0, count - len(row)) for count, row, out in zip(kept, sampled, left_out, strict=False) if not out)
+    assert padding_counts(ids, mask, ends, {pad}).tolist() == [filling, int(mask.sum())]
+
+
+def test_padding_that_the_policy_writes_is_its_own():
+    """End 2, padding 0: an answer that fills itself to the cap with padding, one that writes some before it ends, one that is filled up, one of padding alone."""
+    ids = torch.tensor([[5, 0, 0, 0, 0], [5, 0, 0, 2, 0], [5, 2, 0, 0, 0], [0, 0, 0, 0, 0]])
+    counts = [padding_counts(row[None], torch.ones(1, 5), {2}, {0}).tolist() for row in ids]
+    assert counts == [[0, 5], [1, 5], [3, 5], [0, 5]]
+    assert padding_counts(ids[2:3], torch.tensor([[1, 1, 0, 0, 0]]), {2}, {0}).tolist() == [0, 2]
+
+
+def test_filling_between_the_turns_of_a_tool():
+    """A turn, what a tool said (left out), a second turn that ends and is filled up: another turn's tokens are no filling."""
+    ids = torch.tensor([[5, 2, 7, 7, 6, 2, 0, 0], [5, 2, 7, 7, 6, 6, 6, 2]])
+    own = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1, 1, 1]])
+    assert padding_counts(ids, own, {2}, {0}).tolist() == [2, 12]
+
+
+def test_share_of_filling():
+    assert padding_signals(torch.tensor([3, 12])) == {"completion.counted_padding_fraction": 0.25}
+    assert padding_signals(torch.tensor([0, 0])) == {}

@@ -8,6 +8,7 @@ from importlib.metadata import version
 import build_sampling
 import numpy as np
 import pytest
+import torch
 
 from trainvitals.integrations import tiny
 from trainvitals.integrations.grpo import clip_range, penalty_signals, repetition
@@ -247,3 +248,49 @@ def test_a_fused_loss_switches_off_the_ratios_alone(tmp_path, train):
     assert len(seen.notices) == 1
     assert sorted(seen.series("reward.group_std_mean")) == [1, 2]
     assert not seen.series("policy.ratio_mean")
+
+
+PADDED = "completion.counted_padding_fraction"
+
+
+def generated(trainer):
+    """Ids and masks of every generation batch, as the trainer hands them to the loss."""
+    batches, score = [], trainer._generate_and_score_completions
+
+    def keep(inputs):
+        result = score(inputs)
+        batches.append((result["completion_ids"].tolist(), result["completion_mask"].tolist()))
+        return result
+
+    trainer._generate_and_score_completions = keep
+    return batches
+
+
+@pytest.mark.parametrize("build", [build_sampling.grpo, build_sampling.rloo])
+def test_an_end_token_of_the_sampler_that_the_trainer_does_not_know(tmp_path, train, build):
+    """Sampling ends at a letter too; the trainer counts such answers to the end of the longest of the batch."""
+    stop = tiny.tokenizer().convert_tokens_to_ids("e")
+    trainer = build(str(tmp_path), max_steps=3, generation_kwargs={"eos_token_id": [tiny.END_ID, stop]})
+    batches, pad = generated(trainer), trainer.processing_class.pad_token_id
+    seen = train(trainer)
+    assert seen.notices == []
+    assert PADDED in seen.start.emits
+    for (ids, mask), told in zip(batches, seen.series(PADDED).values(), strict=True):
+        counted = [[token for token, own in zip(row, kept, strict=True) if own] for row, kept in zip(ids, mask, strict=True)]
+        behind = sum(len(row) - row.index(stop) - 1 for row in counted if stop in row)
+        assert behind == sum(token == pad for row in counted for token in row) > 0  # nobody writes padding here
+        assert told == pytest.approx(behind / sum(map(len, counted)))
+    assert [one.step for one in seen.callback.monitor.findings if one.rule.id == "padding-counts-as-answer"] == [1]
+
+
+@pytest.mark.parametrize("build", [build_sampling.grpo, build_sampling.rloo])
+def test_a_policy_that_writes_padding_is_not_taken_for_filling(tmp_path, train, build):
+    trainer = build(str(tmp_path), max_steps=3)
+    batches, pad = generated(trainer), trainer.processing_class.pad_token_id
+    head = trainer.model.get_output_embeddings()
+    with torch.no_grad():  # the tied table: padding becomes as likely as a letter
+        head.weight[pad] = head.weight[trainer.processing_class.convert_tokens_to_ids("q")] * 1.3
+    seen = train(trainer)
+    written = sum(token == pad and own for ids, mask in batches for row, kept in zip(ids, mask, strict=True) for token, own in zip(row, kept, strict=True))
+    assert written > 10
+    assert seen.series(PADDED) == {1: 0.0, 2: 0.0, 3: 0.0}

@@ -10,6 +10,7 @@ from trainvitals.integrations import (
     drift,
     dropped_rows,
     features,
+    generation_prompt,
     moe,
     packed_rows,
     ppo,
@@ -25,7 +26,7 @@ from trainvitals.integrations import (
 )
 
 FAMILIES = (
-    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, questions, token_ids,
+    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, questions, generation_prompt, token_ids,
     reward_range, features, packed_rows, token_weights, ranks,
 )  # fmt: skip
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -296,6 +296,43 @@ def gap_signals(stats: Sequence[torch.Tensor]) -> dict[str, float]:
     mean = total / count
     around = max(squares - count * mean * mean, 0.0) if math.isfinite(squares) else squares
     return {"policy.sampling_gap": mean, "policy.sampling_gap_error": math.sqrt(around + math.log(count + 1.0) ** 2) / count}
+
+
+def padding_counts(ids: torch.Tensor, own: torch.Tensor, ends: Collection[int], pads: Collection[int]) -> torch.Tensor:
+    """Tokens that count as answer though nobody sampled them, and all that count, as two numbers on the device.
+
+    A sampler that ends an answer at a token of `ends` fills it up with padding to the longest of its batch (transformers `GenerationMixin._sample`; vLLM
+    fills nothing up). The run of padding that closes a row's counted tokens is that filling where an end stands just before it, or where its first
+    token is an end itself. Padding that a policy writes by itself ends no answer, so that no end stands before it.
+
+    Args:
+        ids: Token ids of the completions, shape (batch, time).
+        own: 1 for tokens that count and that the policy is said to have written (no tool's answer).
+        ends: Ids at which the sampler stops.
+        pads: Ids with which it fills up.
+    """
+    with torch.no_grad():
+        counted, end, pad = own > 0, among(ids, ends), among(ids, pads)
+        run = counted & ((counted & ~pad).flip(1).cumsum(1).flip(1) == 0)  # nothing else counts from there on
+        first = run & (run.cumsum(1) == 1)
+        behind = (first[:, 1:] & end[:, :-1]).any(1)
+        itself = (first & end).any(1) & ~behind
+        filling = run.sum(1) * (behind | itself) - itself.long()
+        return torch.stack([filling.sum(), counted.sum()])
+
+
+def among(ids: torch.Tensor, tokens: Collection[int]) -> torch.Tensor:
+    """Where one of a few tokens stands; unlike `torch.isin` nothing is copied to the device."""
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    for token in tokens:
+        found |= ids == token
+    return found
+
+
+def padding_signals(counts: torch.Tensor) -> dict[str, float]:
+    """Share of the counted tokens that are filling, from `padding_counts`; nothing where no token counts."""
+    filling, counted = counts.tolist()
+    return {"completion.counted_padding_fraction": filling / counted} if counted else {}
 
 
 def correction_stats(ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,8 @@ from trainvitals.integrations.grpo import (
     gap_signals,
     gap_stats,
     length_correlation,
+    padding_counts,
+    padding_signals,
     penalty_signals,
     ratio_signals,
     ratio_stats,
@@ -37,6 +39,7 @@ _REWARDS = frozenset({
     "reward.same_text_zero_fraction", "reward.text_slope", "reward.unpaid_mean",
 })  # fmt: skip
 _CENTRE = frozenset({"advantage.group_mean_error"})
+_PADDING = frozenset({"completion.counted_padding_fraction"})
 _CORRECTION = frozenset({"sampler.masked_fraction", "sampler.effective_fraction"})
 _LOSS = frozenset({"policy.ratio_mean", "policy.ratio_max", "advantage.mean", "advantage.std", "advantage.abs_max"})
 _CLIP = frozenset({"policy.ratio_outside_fraction"})
@@ -49,7 +52,7 @@ SINGLES = frozenset({
     "reward.min", "reward.max", "completion.truncated_fraction", "completion.length_mean", "completion.length_min", "completion.length_max",
 })  # fmt: skip
 """Signals that these wraps give where every prompt has one scored sample (A2PO), which logs none of them."""
-SIGNALS = _REWARDS | _CENTRE | _CORRECTION | _LOSS | _CLIP | _SEQUENCE | _GAP | _GENERATE
+SIGNALS = _REWARDS | _CENTRE | _PADDING | _CORRECTION | _LOSS | _CLIP | _SEQUENCE | _GAP | _GENERATE
 """Signals that only these wraps give. verl and others log some of them themselves."""
 
 _SHAPES = frozenset({
@@ -80,6 +83,7 @@ def install(hooks: Hooks) -> None:
             hooks.wrap(trainer, "_generate_and_score_completions", after, before=before, gives=PENALTY, needed=True)
     if hasattr(trainer, "teacher_context_builder"):
         return  # SDPO scores its samples to find a teacher among them: its loss is read in distillation.py
+    hooks.wrap(trainer, "_generate_and_score_completions", reader.after_padding, gives=_PADDING if sampler_ends(trainer) else ())
     if not _calls(type(trainer), "compute_loss", "_compute_loss"):
         return  # a copy of the trainer with a loss of its own (Unsloth): there are no ratios to read
     hooks.wrap(trainer, "_generate_and_score_completions", reader.after_advantages, gives=_CENTRE)
@@ -259,6 +263,14 @@ class _Sampling:
             mask = result["completion_mask"] * result.get("tool_mask", 1)
             self._hooks.put([correction_stats(ratio, mask)], lambda tensors: correction_signals(tensors[0]))
 
+    def after_padding(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Tokens of one generation batch that count as answer and are the filling behind it."""
+        trainer, ids, mask = self._hooks.trainer, result.get("completion_ids"), result.get("completion_mask")
+        ends = sampler_ends(trainer)  # anew each time: settings may be changed between two batches
+        if self._hooks.training and ends and isinstance(ids, torch.Tensor) and isinstance(mask, torch.Tensor) and ids.shape == mask.shape:
+            counts = padding_counts(ids, mask * result.get("tool_mask", 1), ends, _pad_ids(trainer))
+            self._hooks.put([counts], lambda tensors: padding_signals(tensors[0]))
+
     def after_singles(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Scores and lengths of one sample per prompt (A2PO): the mask of a sample ends with its end token, that of a cut one does not end."""
         if not self._hooks.training:
@@ -322,4 +334,20 @@ def _end_ids(trainer: Any) -> frozenset[int]:
     found: list[Any] = [getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "pad_token_id", None)]
     more = getattr(getattr(trainer.model, "generation_config", None), "eos_token_id", None)
     found += more if isinstance(more, list) else [more]
+    return frozenset(token for token in found if isinstance(token, int))
+
+
+def sampler_ends(trainer: Any) -> frozenset[int]:
+    """Ids at which the sampler ends an answer: those that it is called with, else those of the model's own generation config."""
+    for owner in (trainer, trainer.model):
+        found = getattr(getattr(owner, "generation_config", None), "eos_token_id", None)
+        if found is not None:
+            return frozenset(token for token in (found if isinstance(found, list | tuple) else [found]) if isinstance(token, int))
+    return frozenset()
+
+
+def _pad_ids(trainer: Any) -> frozenset[int]:
+    """Ids with which the sampler and then the trainer fill answers up."""
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    found = [getattr(owner, "pad_token_id", None) for owner in (getattr(trainer, "generation_config", None), tokenizer)]
     return frozenset(token for token in found if isinstance(token, int))
