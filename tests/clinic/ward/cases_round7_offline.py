@@ -232,17 +232,17 @@ def other_rows(folder: str, seed: int, **changes: Any) -> Any:
 
 
 NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
-    "sft-labels-unshifted": (["no-rule:unnamed"], []),
-    "sft-end-spelled": (["no-rule:unnamed"], []),
-    "dpo-near-identical": (["no-rule:unnamed"], []),
-    "dpo-both-ways": (["no-rule:unnamed"], []),
-    "dpo-step-left-out": (["no-rule:unnamed"], []),
-    "kto-loss-on-old-model": (["no-rule:unnamed"], []),
-    "orpo-prompt-in-answers": (["no-rule:unnamed"], []),
-    "reward-resumed-base": (["no-rule:unnamed"], []),
-    "gkd-other-rows": (["no-rule:unnamed"], []),
+    "sft-labels-unshifted": (["no-rule:labels-not-shifted-by-one", "loss-too-low"], ["data", "over-optimization"]),
+    "sft-end-spelled": (["end-token-missing"], ["data"]),
+    "dpo-near-identical": (["no-rule:pairs-nearly-identical", "preference-not-learning"], ["data", "stall"]),
+    "dpo-both-ways": (["no-rule:pairs-labelled-both-ways", "preference-not-learning"], ["data", "stall"]),
+    "dpo-step-left-out": (["updates-too-small", "policy-equals-reference"], ["stall", "config"]),
+    "kto-loss-on-old-model": (["gradient-vanished", "parameters-never-reached", "policy-equals-reference"], ["stall", "config"]),
+    "orpo-prompt-in-answers": (["no-rule:question-repeated-in-answers", "chat-template-doubled", "prompt-learned"], ["data"]),
+    "reward-resumed-base": (["reward-scores-vanish", "resumed-without-optimizer"], ["config", "collapse"]),
+    "gkd-other-rows": (["no-rule:teacher-outputs-of-other-rows", "teacher-knows-nothing"], ["data", "stall"]),
 }
-"""Ids of rules whose meaning is true of the cause, best first, and categories: to be filled in from the description of the fault alone, by somebody else."""
+"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0015)."""
 
 
 def _goal(trainer: str) -> str:

@@ -370,15 +370,15 @@ def page_trained(folder: str, seed: int, **changes: Any) -> Any:
 
 
 NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
-    "grpo-answer-contained": (["no-rule:unnamed"], []),
-    "grpo-tool-scored": (["no-rule:unnamed"], []),
-    "grpo-greedy-engine": (["no-rule:unnamed"], []),
-    "rloo-form-over-lines": (["no-rule:unnamed"], []),
-    "rloo-same-seeds": (["no-rule:unnamed"], []),
-    "async_grpo-ratio-of-itself": (["no-rule:unnamed"], []),
-    "async_grpo-unclipped": (["no-rule:unnamed"], []),
-    "async_grpo-noise-rounded": (["no-rule:unnamed"], []),
-    "async_grpo-page-trained": (["no-rule:unnamed"], []),
+    "grpo-answer-contained": (["proxy-divergence", "paid-for-length", "exploit-jump"], ["over-optimization", "data"]),
+    "grpo-tool-scored": (["proxy-divergence", "exploit-jump"], ["over-optimization", "data"]),
+    "grpo-greedy-engine": (["samples-from-another-policy", "mode-collapse"], ["config", "stall", "collapse"]),
+    "rloo-form-over-lines": (["dead-component"], ["data"]),
+    "rloo-same-seeds": (["mode-collapse"], ["config", "efficiency", "collapse"]),
+    "async_grpo-ratio-of-itself": (["no-rule:ratio-taken-against-itself"], ["ood-drift", "collapse"]),
+    "async_grpo-unclipped": (["no-rule:clip-bound-never-acts", "ratio-blow-up"], ["config", "ood-drift", "collapse"]),
+    "async_grpo-noise-rounded": (["samples-from-another-policy"], ["numerics", "ood-drift"]),
+    "async_grpo-page-trained": (["no-rule:observation-tokens-trained", "samples-from-another-policy"], ["data", "efficiency"]),
 }
 """Ids of rules whose meaning is true of the cause, best first, and categories: to be named from the description of the fault alone, by somebody who saw no recording."""
 
