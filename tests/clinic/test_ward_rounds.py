@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.clinic.ward import rounds, score
-from tests.clinic.ward.cases import CASES, EVERY, ROUND_FIVE, ROUND_FOUR, ROUND_SIX, ROUND_THREE, ROUND_TWO, by_id
+from tests.clinic.ward.cases import CASES, EVERY, ROUND_FIVE, ROUND_FOUR, ROUND_SEVEN, ROUND_SIX, ROUND_THREE, ROUND_TWO, by_id
 from tests.clinic.ward.record import FOLDERS, seeds_in
 from tests.clinic.ward.score import set_aside, split_of
 
@@ -95,3 +95,20 @@ def test_the_sixth_round_is_what_its_list_says() -> None:
     assert rounds.seeds(rounds.SIX, by_id("orpo-twin")) == (17,)
     for case in older:
         assert seeds_in(case.id, FOLDERS["six"]) <= set(listed["seeds"])
+
+
+def test_the_seventh_round_is_what_its_list_says() -> None:
+    listed, older = score.listed("seven"), (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE, *ROUND_SIX)
+    assert sorted(listed["cases"]) == sorted(case.id for case in ROUND_SEVEN)
+    trained = {seed for case in older for seed in case.seeds} | set(set_aside()["seeds"]) | {seed for word in ("two", "three", "four", "five", "six") for seed in score.listed(word)["seeds"]}
+    assert not trained & {*listed["seeds"], *(seed for case in ROUND_SEVEN for seed in case.seeds)}
+    faults = [case for case in ROUND_SEVEN if case.sick]
+    assert len(faults) == 18
+    assert all(len(case.seeds) == 3 and 1 <= len(case.roots) <= 3 and case.what.endswith(").") for case in faults)
+    assert len({case.trainer for case in faults}) == 9
+    assert sum(not case.sick and len(case.seeds) == 3 for case in ROUND_SEVEN) == 6
+    assert {split_of(case, case.seeds[0]) for case in ROUND_SEVEN} == {"round seven: new case"}
+    assert split_of(CASES[0], 18) == split_of(ROUND_SIX[0], 18) == "round seven: new seed"
+    assert rounds.seeds(rounds.SEVEN, by_id("kto-twin")) == (18,)
+    for case in older:
+        assert seeds_in(case.id, FOLDERS["seven"]) <= set(listed["seeds"])
