@@ -50,7 +50,7 @@ def seeds_in(case_id: str, folder: Path = FOLDER) -> set[int]:
     if not path.exists():
         return set()
     with lzma.open(path, "rt", encoding="utf-8") as lines:
-        return {int(json.loads(line)["run"].rsplit("-s", 1)[1]) for line in lines if '"kind": "run_start"' in line}
+        return {int(json.loads(line)["run"].rsplit("-s", 1)[1]) for line in lines if '"kind":"run_start"' in line}
 
 
 def load(case_id: str, folder: Path = FOLDER) -> dict[int, Records]:
