@@ -32,8 +32,8 @@ FIRST_SCORED_5: dict[str, Any] | None = {"detected": (60, 63), "first": (40, 63)
 """The fifth round (docs/decisions/0013), by ``--split round-five``, the first time at commit c08f344 on 2026-11-30; it judges the goals from then on."""
 FIRST_SCORED_6: dict[str, Any] | None = {"detected": (36, 54), "first": (21, 54), "verdict": (124, 128), "warned": (6, 74), "false": (6, 8_270), "delay": 4.0}
 """The sixth round (docs/decisions/0014), by ``--split round-six``, the first time at commit fae263d on 2026-11-30; it judges the goals from then on."""
-FIRST_SCORED_7: dict[str, Any] | None = None
-"""The seventh round (docs/decisions/0015), by ``--split round-seven``; None: nobody has looked."""
+FIRST_SCORED_7: dict[str, Any] | None = {"detected": (32, 54), "first": (19, 54), "verdict": (104, 119), "warned": (10, 65), "false": (15, 7_030), "delay": 10.0}
+"""The seventh round (docs/decisions/0015), by ``--split round-seven``, the first time at commit 03d488c on 2026-11-30; it judges the goals from then on."""
 LATER = {"seven": FIRST_SCORED_7, "six": FIRST_SCORED_6, "five": FIRST_SCORED_5, "four": FIRST_SCORED_4, "three": FIRST_SCORED_3, "two": FIRST_SCORED_2}
 """Round to what it said the first time, the newest first. The goals are judged by the newest that was looked at."""
 MISSED: dict[str, str] = {
