@@ -150,3 +150,47 @@ def test_weights_in_bfloat16_at_a_rate_that_they_cannot_take_in(tmp_path, observ
     assert "updates-too-small" not in patient.loud
     for name, dtype, rate in (("float32", torch.float32, 1e-6), ("larger steps", torch.bfloat16, 3e-4)):
         assert "updates-rounded-away" not in observe(make(name, dtype, rate)).fired
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("right", [True, False])
+def test_a_resume_that_begins_with_the_base_model(tmp_path, adapter, right):
+    """Counter, schedule and optimizer come from the checkpoint; the weights are those of the base model, as where a script loads them by itself."""
+    settings = {**CALM, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 6, "max_steps": 6}
+
+    def make(**more: Any) -> Any:
+        return build_models.sft(str(tmp_path), peft=build_models.lora() if adapter else None, **{**settings, **more})
+
+    with Monitor(console=False, fail_soft=False) as monitor:
+        first = make()
+        attach(first, monitor=monitor)
+        first.train()
+    trainer = make(max_steps=12)
+    if not right:
+        trainer._load_from_checkpoint = lambda *args, **more: None
+    with Monitor(console=False, fail_soft=False) as monitor:
+        attach(trainer, monitor=monitor)
+        trainer.train(resume_from_checkpoint=os.fspath(tmp_path / "checkpoint-6"))
+    loud = {one.rule.id: one.step for one in monitor.findings if one.state == "firing" and one.severity != "info" and one.rule.id.startswith("resumed")}
+    assert loud == ({} if right else {"resumed-with-other-weights": 7})
+
+
+class Write(transformers.TrainerCallback):
+    """Writes the weights once, in the middle of the run."""
+
+    def __init__(self, write: Any) -> None:
+        self.write = write
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 7:
+            with torch.no_grad():
+                self.write(model)
+
+
+def test_weights_that_somebody_else_writes(tmp_path, observe):
+    start = {name: p.clone() for name, p in tiny.model(tiny.tokenizer()).state_dict().items()}
+    for name, write in (("loaded", lambda model: model.load_state_dict(start)), ("a norm is scaled", lambda model: model.model.norm.weight.mul_(1.1))):
+        patient = observe(build.sft(str(tmp_path / name), callbacks=[Write(write)], **{**CALM, "learning_rate": 3e-3}))
+        assert patient.loud.get("weights-changed-outside") == 8, patient.said
+    twin = observe(build.sft(str(tmp_path / "twin"), callbacks=[Write(lambda model: None)], **{**CALM, "learning_rate": 3e-3}))
+    assert twin.loud == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from trainvitals.integrations.update_size import (  # noqa: E402
     UpdateSize,
     lost_fraction,
     moved_in_place,
+    moved_outside,
     places,
     sampled,
     stride,
@@ -175,3 +177,58 @@ def test_an_optimizer_with_a_finer_copy_loses_nothing_and_says_nothing() -> None
 
 def test_without_any_gradient_nothing_is_lost() -> None:
     assert lost_fraction([torch.tensor(0), torch.tensor(0)]) == {}
+
+
+def stepped(size: UpdateSize, model: torch.nn.Module, later: Later, optimizer: Any = None) -> dict[str, float]:
+    """One update that moves every weight a little; what was said of what came before it."""
+    size.before(model, optimizer, later)
+    told = later.ready()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.01)
+    size.after(later)
+    later.ready()
+    return told
+
+
+def test_what_changes_between_two_updates_is_told_at_the_second() -> None:
+    torch.manual_seed(0)
+    model, size, later = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.LayerNorm(4)), UpdateSize(), Later()
+    assert stepped(size, model, later) == {}, "before the first update nobody asks"
+    assert stepped(size, model, later) == {"optim.moved_outside_ratio": 0}
+    with torch.no_grad():
+        model[1].weight.mul_(1.25)  # a norm: four numbers of forty-four
+    assert stepped(size, model, later) == {"optim.moved_outside_ratio": pytest.approx(0.25)}
+    assert stepped(size, model, later) == {"optim.moved_outside_ratio": 0}
+    with torch.no_grad():
+        model[0].weight[1, 2] = math.nan
+    assert math.isnan(stepped(size, model, later)["optim.moved_outside_ratio"])
+
+
+def test_another_training_and_a_layer_wise_optimizer_are_not_asked() -> None:
+    model, size, later = torch.nn.Linear(8, 4), UpdateSize(), Later()
+    stepped(size, model, later)
+    with torch.no_grad():
+        model.weight.mul_(2)
+    size.begin()
+    assert stepped(size, model, later) == {}
+    dummy = type("LayerWiseDummyOptimizer", (), {})()
+    assert stepped(size, model, later, dummy) == {}
+    assert moved_outside([torch.tensor([[0.0, 0.0]])]) == {}, "a tensor of zeros has no size"
+
+
+def test_a_checkpoint_remembers_a_few_numbers_of_the_weights() -> None:
+    torch.manual_seed(0)
+    model, size, later = torch.nn.Linear(8, 4), UpdateSize(), Later()
+    assert size.mark() == []
+    stepped(size, model, later)
+    mark = size.mark()
+    assert len(mark) == 12  # eight of the matrix, four of the bias
+    for change, share in ((0.0, 0.0), (0.5, 1.0)):
+        resumed, other = UpdateSize(), torch.nn.Linear(8, 4)
+        other.load_state_dict({name: p.bfloat16().float() + change for name, p in model.state_dict().items()})
+        resumed.expect(mark)
+        assert resumed.before(other)["optim.resumed_differing_fraction"] == share
+        assert "optim.resumed_differing_fraction" not in resumed.before(other)
+    resumed.expect(mark[:-1])
+    assert resumed.before(other) == {}, "something else is trained"

@@ -41,7 +41,7 @@ _NEVER = frozenset(
 # Signals that these callbacks do not compute and that no supported trainer logs, but for those in `_LOGGED` and `_QUEUED`.
 
 
-OPTIMIZER = frozenset({"optim.left_out_fraction", "optim.never_reached_fraction", "optim.state_restored_fraction"})
+OPTIMIZER = frozenset({"optim.left_out_fraction", "optim.never_reached_fraction", "optim.state_restored_fraction", "optim.resumed_differing_fraction"})
 """Signals about which parameters the optimizer holds: not where a rank sees shards."""
 
 CHECKPOINT = frozenset({"run.checkpoint_missing_fraction", "run.checkpoint_differing_fraction"})
@@ -49,7 +49,7 @@ CHECKPOINT = frozenset({"run.checkpoint_missing_fraction", "run.checkpoint_diffe
 
 _UNLESS_HOOKED = {
     "ppo": ppo.SIGNALS | {  # its loop logs no gradients, clips none and reads no batches through the base class
-        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.update_lost_fraction", "optim.trainable_fraction", *OPTIMIZER, "run.tokens_seen", "completion.terminated_length_mean",
+        "optim.grad_norm", "optim.clipped_step", "optim.update_ratio", "optim.update_lost_fraction", "optim.moved_outside_ratio", "optim.trainable_fraction", *OPTIMIZER, "run.tokens_seen", "completion.terminated_length_mean",
         "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
         "reward.component_std", "reward.unscored_fraction",
     },
@@ -131,7 +131,7 @@ def emitted(args: Any, trainer: str, *, cuda: bool, hooks: frozenset[str], gradi
     if sharded(args) or trainer == "ppo":
         names -= CHECKPOINT
     if sharded(args):
-        names -= {"optim.update_ratio", "optim.update_lost_fraction", "optim.trainable_fraction", *OPTIMIZER}
+        names -= {"optim.update_ratio", "optim.update_lost_fraction", "optim.moved_outside_ratio", "optim.trainable_fraction", *OPTIMIZER}
     if not gradients:
         names -= {"optim.grad_norm_step", "optim.nonfinite_grads", "optim.trainable_with_grad", "optim.clipped_step"}
     if getattr(args, "beta", None) == 0 and trainer in {"grpo", "rloo"}:

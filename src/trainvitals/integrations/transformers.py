@@ -151,7 +151,7 @@ class VitalsCallback(TrainerCallback):
             model=model,
         )
         vars(control)[RUNNING] = self
-        once = frozenset({"optim.state_restored_fraction"}) if state.global_step == 0 else frozenset()  # told of a resumed run alone
+        once = frozenset({"optim.state_restored_fraction", "optim.resumed_differing_fraction"}) if state.global_step == 0 else frozenset()  # told of a resumed run alone
         run.emits = None if run.emits is None else (run.emits | promised(self.trainer, control)) - once
         self._mapper = Mapper(None if run.trainer == "unknown" else run.trainer)
         self._start_monitor(run, args, state.global_step)
@@ -161,6 +161,7 @@ class VitalsCallback(TrainerCallback):
         self.later, self.pending, self._row, self._open = Later(notice), {}, None, False
         self._once = {**known_at_start(args, self.trainer), **(room_at_start(model, args, sharded=sharded(args)) if run.rank == 0 else {})}
         self._optimizer.begin(resumed=state.global_step > 0)
+        self._update_size.begin()
         self._keeping.begin()
         self._boundary("train_begin")
         if state.global_step > 0:
@@ -190,6 +191,7 @@ class VitalsCallback(TrainerCallback):
             low, high = saved["seen"]
             self.seen = RewardRange() if low is None else RewardRange(low, high)
             self.monitor.load_state_dict(saved["monitor"])
+            self._update_size.expect(saved.get("weights", []))
             if self.hooks is not None:
                 self.hooks.load_state_dict(saved.get("hooks", {}))
         elif step > 0:
@@ -271,7 +273,7 @@ class VitalsCallback(TrainerCallback):
         trainable = [p for p in model.parameters() if p.requires_grad] if model is not None and not shards else []
         self._gradients(trainable, float(args.max_grad_norm or 0.0))
         if model is not None and not shards:
-            self.pending.update({**self._optimizer.before(model, trainable, optimizer), **self._update_size.before(model, optimizer)})
+            self.pending.update({**self._optimizer.before(model, trainable, optimizer), **self._update_size.before(model, optimizer, self.later)})
 
     def _gradients(self, trainable: list[torch.nn.Parameter], limit: float) -> None:
         norm = self.pre_clip_norm
@@ -327,14 +329,7 @@ class VitalsCallback(TrainerCallback):
             self._planned.append("schedule_change")  # the learning rate stops rising
 
     @_guarded
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Take a row of metrics: of the open step, of an evaluation, or the summary at the end (which is no step)."""
         if self.hooks is not None:
             self.hooks.read_metrics()  # TRL empties its lists right after this
@@ -408,7 +403,8 @@ class VitalsCallback(TrainerCallback):
         self._flush()
         folder = os.path.join(str(args.output_dir), f"checkpoint-{state.global_step}")
         if os.path.isdir(folder) and self.monitor is not None:
-            saved = {"monitor": self.monitor.state_dict(), "seen": self.seen.bounds(), "hooks": {} if self.hooks is None else self.hooks.state_dict()}
+            hooks = {} if self.hooks is None else self.hooks.state_dict()
+            saved = {"monitor": self.monitor.state_dict(), "seen": self.seen.bounds(), "hooks": hooks, "weights": self._update_size.mark()}
             path = os.path.join(folder, _state_file(int(args.process_index)))
             with open(f"{path}.tmp", "w", encoding="utf-8") as file:
                 json.dump(saved, file)

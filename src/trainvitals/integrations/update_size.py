@@ -1,4 +1,5 @@
-"""How far one optimizer step moves the weights: ``optim.update_ratio``, relative to their size; and what rounding took of it: ``optim.update_lost_fraction``.
+"""How far one optimizer step moves the weights: ``optim.update_ratio``, relative to their size; what rounding took of it: ``optim.update_lost_fraction``; and
+whether anything else moved them: ``optim.moved_outside_ratio``.
 
 The learning rate says how far a step should go, this says how far it went: a rate that is far too high shows here from the first
 update on, before loss or reward can tell. Copying all weights would double their memory, so a fixed sample stands for them: every
@@ -9,6 +10,9 @@ own device; nothing is read from there within the step. Weights have a rhythm (L
 A number in bfloat16 has eight bits: a step below 1/512 of it is rounded away, at every update anew, and nothing else in a run says so (arXiv:2010.06192,
 section 3). It is counted among the numbers of the sample that had a gradient, where the optimizer writes into these weights themselves: with a finer copy
 behind them, as DeepSpeed keeps one, nothing is lost.
+
+Between two updates nobody writes the weights. What they were after one update they must be before the next, to the last bit: a checkpoint of another
+run that is loaded, a callback that scales or averages, or memory that went bad shows there, and at the update at which it happens.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from trainvitals.integrations.later import Later
 
 TENSORS = 16
 NUMBERS = 4096
+MARKED = 8
+"""Numbers of each tensor that a checkpoint remembers beside our state."""
 ROUGH = (torch.bfloat16, torch.float16)
 """Types of weights in which a small step can be lost."""
 IN_PLACE = ("torch.optim", "bitsandbytes.optim", "transformers.optimization")
@@ -39,28 +45,49 @@ class UpdateSize:
         self._views: list[torch.Tensor] = []
         self._before: torch.Tensor | None = None
         self._model: torch.nn.Module | None = None
+        self._all: list[torch.Tensor] = []  # views on the matrices and on some vectors: norms and biases are few numbers, and decide much
+        self._left: list[torch.Tensor] = []  # those as the newest update left them
+        self._expected: list[float] = []
         self._rough: list[torch.nn.Parameter] = []
         self._asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # view of a rough matrix, its numbers before, which had a gradient
 
-    def before(self, model: torch.nn.Module, optimizer: Any = None) -> dict[str, float]:
+    def begin(self) -> None:
+        """A training begins: whatever was done to the weights before it is nobody's business."""
+        self._left = []
+
+    def mark(self) -> list[float]:
+        """A few numbers of each sampled tensor as the newest update left them, for the checkpoint."""
+        return torch.cat([left[:MARKED].float().cpu() for left in self._left]).tolist() if self._left else []
+
+    def expect(self, mark: list[float]) -> None:
+        """The run goes on from a checkpoint with that `mark`: the next `before` says whether these are its weights."""
+        self._expected = mark
+
+    def before(self, model: torch.nn.Module, optimizer: Any = None, later: Later | None = None) -> dict[str, float]:
         """Remember the sample; call it when the gradients are there and the step is not done.
 
         Args:
             model: What is trained.
             optimizer: What moves it. None: it is not known, and nothing is said of rounding.
+            later: Takes what moved the weights since the update before; None: it is not asked.
 
         Returns:
-            ``optim.trainable_fraction``, the first time that a model is seen.
+            ``optim.trainable_fraction``, the first time that a model is seen; after a resume ``optim.resumed_differing_fraction``.
         """
         new = model is not self._model
         if new:
             chosen, moved = sampled(model.parameters()), moved_in_place(optimizer)
             self._model, self._views = model, [strided(p.detach()) for p in chosen]
             self._rough = [p for p in chosen if p.dtype in ROUGH and id(p) in moved]
+            self._all, self._left = [*self._views, *vectors(model.parameters())], []
         self._before = _joined(self._views)
+        if later is not None and self._left and "Dummy" not in type(getattr(optimizer, "optimizer", optimizer)).__name__:  # a layer-wise optimizer steps in the backward pass
+            later.put([torch.stack([torch.stack([(view - left).norm(), left.norm()]).float() for view, left in zip(self._all, self._left, strict=True)])], moved_outside)
         with_gradient = [p for p in self._rough if p.grad is not None and p.grad.is_contiguous()]
         self._asked = [(strided(p.detach()), strided(p.detach()).clone(), strided(p.grad) != 0) for p in with_gradient]
-        return {"optim.trainable_fraction": trainable_fraction(model)} if new else {}
+        values = {"optim.trainable_fraction": trainable_fraction(model)} if new else {}
+        expected, self._expected = self._expected, []
+        return {**values, **differing(expected, self._all)} if expected else values
 
     def after(self, later: Later) -> None:
         """Compare; call it after the step. Without `before` nothing happens."""
@@ -69,6 +96,7 @@ class UpdateSize:
             return
         now = _joined(self._views)
         assert now is not None
+        self._left = [view.clone() for view in self._all]
         moved = torch.linalg.vector_norm(now - before)
         later.put([moved, torch.linalg.vector_norm(before)], update_ratio)
         asked, self._asked = self._asked, []
@@ -85,6 +113,13 @@ def sampled(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter
     fitting = [p for p in parameters if p.requires_grad and p.dim() >= 2 and p.is_contiguous() and type(p.data).__name__ != "DTensor"]
     fitting = [p for p in fitting if p.device == fitting[0].device and p.numel() > 0]
     return [fitting[place] for place in places(len(fitting))]
+
+
+def vectors(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """Views on up to `TENSORS` of the trainable vectors, on the device of the first, `NUMBERS` numbers of each."""
+    fitting = [p for p in parameters if p.requires_grad and p.dim() == 1 and type(p.data).__name__ != "DTensor" and p.numel() > 0]
+    fitting = [p for p in fitting if p.device == fitting[0].device]
+    return [fitting[place].detach()[:NUMBERS] for place in places(len(fitting))]
 
 
 def strided(matrix: torch.Tensor) -> torch.Tensor:
@@ -135,3 +170,23 @@ def lost_fraction(tensors: list[torch.Tensor]) -> dict[str, float]:
     """Share of the numbers with a gradient that are after the step what they were before it; nothing where none had one."""
     lost, asked = (float(tensor) for tensor in tensors)
     return {"optim.update_lost_fraction": lost / asked} if asked else {}
+
+
+def moved_outside(tensors: list[torch.Tensor]) -> dict[str, float]:
+    """``optim.moved_outside_ratio``: in the tensor that changed most, norm of the change over norm of what it was; tensors that were 0 are left out.
+
+    Args:
+        tensors: Of each sampled tensor one row: norm of what changed between two updates, norm before.
+    """
+    ratios = [moved / size for moved, size in tensors[0].tolist() if size > 0]
+    return {"optim.moved_outside_ratio": max(ratios, key=lambda ratio: math.inf if math.isnan(ratio) else ratio)} if ratios else {}
+
+
+def differing(expected: list[float], views: Iterable[torch.Tensor]) -> dict[str, float]:
+    """``optim.resumed_differing_fraction``: share of the numbers that a checkpoint remembers which are others now, by more than half precision explains.
+
+    Nothing where another number of them is sampled: something else is trained, by another plan.
+    """
+    now = torch.cat([view[:MARKED].float().cpu() for view in views])
+    then = torch.tensor(expected)
+    return {"optim.resumed_differing_fraction": float(((now - then).abs() > 0.01 * then.abs() + 1e-6).float().mean())} if len(now) == len(then) else {}
