@@ -83,3 +83,20 @@ def test_the_same_distance_is_well_spent_when_it_is_paid(tmp_path, observe):
     patient = observe(with_reference(str(tmp_path / "twin"), reward=tiny.vowels, **DRIFT))
     assert sum(patient.rewards[-50:]) > sum(patient.rewards[:50]) + 10
     assert patient.loud.keys() <= {"kl-runaway"}
+
+
+def test_a_verifier_that_finds_the_answer_anywhere_is_used_up_while_the_checker_stands(tmp_path, observe):
+    """Paid is any answer that holds the wanted letter, asked for is the letter alone: a checker near 0 cannot fall, so that no test for a fall finds it."""
+
+    def contained(completions: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        return [float("e" in tiny.text_of(text) and tiny.END_ID in ids) for text, ids in zip(completions, completion_ids, strict=True)]
+
+    def alone(completions: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        return [float(tiny.text_of(text) == "e" and tiny.END_ID in ids) for text, ids in zip(completions, completion_ids, strict=True)]
+
+    made = tiny.grpo(str(tmp_path), reward=contained, callbacks=[HeldoutProbe(alone, PROMPTS, every=EVERY)], **{**SETTINGS, "max_steps": 140})
+    patient = observe(made)
+    assert scores(patient)[140] < 0.1
+    assert min(patient.loud, key=patient.loud.__getitem__) == "checker-unmoved", patient.said
+    assert any("the held-out checker stands at 0" in line for line in patient.said)
+    assert patient.monitor.verdict.state == "over_optimizing"
