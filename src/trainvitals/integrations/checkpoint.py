@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trainvitals.integrations.facts import trainer_kind
-
 NUMBERS = 32
 """Numbers of a tensor that are compared: from its middle row, since the first row of an embedding is often one that nothing trains."""
 FILES = ("model*.safetensors", "adapter_model*.safetensors", "*/adapter_model*.safetensors")
@@ -41,11 +39,6 @@ class Saved(NamedTuple):
     part: Any
     shape: tuple[int, ...]
     size: int
-
-
-def written(model: torch.nn.Module, folder: str, owner: object) -> dict[str, float]:
-    """`held`, but for PPO: it trains a critic too, and saves the policy alone."""
-    return {} if trainer_kind(owner) == "ppo" else held(model, folder)
 
 
 def held(model: torch.nn.Module, folder: str | Path) -> dict[str, float]:

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 
+from trainvitals.integrations.checkpoint import held
 from trainvitals.integrations.optimizer_check import left_out
 
 
@@ -70,6 +72,14 @@ def optimizer_signals(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     Call it once between the first ``backward()`` and ``optimizer.step()``, and again after something was frozen or thawed.
     """
     return left_out([parameter for parameter in model.parameters() if parameter.requires_grad], optimizer)
+
+
+def checkpoint_signals(model: torch.nn.Module, folder: str | Path) -> dict[str, float]:
+    """``run.checkpoint_missing_fraction`` and ``run.checkpoint_differing_fraction``: what the files of safetensors in a folder hold of what is trained.
+
+    Call it after the checkpoint was written, with the model as it was then, whole and in this process; log what it gives. Empty where it cannot be told.
+    """
+    return held(model, folder)
 
 
 def memory_signals(device: int | torch.device | None = None, *, reset_peak: bool = True) -> dict[str, float]:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainvitals.integrations.checkpoint import written
-from trainvitals.integrations.facts import RUNNING, known_at_start, promised, run_start, sharded
+from trainvitals.integrations.checkpoint import held
+from trainvitals.integrations.facts import RUNNING, known_at_start, promised, run_start, sharded, trainer_kind
 from trainvitals.integrations.grpo import RewardRange
 from trainvitals.integrations.housekeeping import Housekeeping, room, room_at_start, size_of
 from trainvitals.integrations.later import Later, scalar
@@ -412,7 +412,8 @@ class VitalsCallback(TrainerCallback):
         self._once.update(self._keeping.spent("saving"))  # told with the next update
         if os.path.isdir(folder) and state.is_world_process_zero:
             self._once.update(room(folder, size_of(folder)))
-            values = {} if sharded(args) else written(kwargs["model"], folder, self.trainer or args)
+            # PPO trains a critic too, and saves the policy alone.
+            values = {} if sharded(args) or trainer_kind(self.trainer or args) == "ppo" else held(kwargs["model"], folder)
             if values:  # at once: after the last checkpoint there is no update
                 self._publish(Frame(self._step, values, time=time.time(), closes=False))
         self._boundary("save_end")
