@@ -11,6 +11,7 @@ from trainvitals.integrations import (
     dropped_rows,
     features,
     generation_prompt,
+    label_shift,
     moe,
     packed_rows,
     ppo,
@@ -27,6 +28,6 @@ from trainvitals.integrations import (
 
 FAMILIES = (
     sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, questions, generation_prompt, token_ids,
-    reward_range, features, packed_rows, token_weights, ranks,
+    reward_range, features, packed_rows, token_weights, label_shift, ranks,
 )  # fmt: skip
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

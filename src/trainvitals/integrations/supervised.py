@@ -275,6 +275,7 @@ def padding_counts(ids: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, 
 
     Padding is what the attention mask leaves out, and the run of pad tokens at the end of a row, whatever the mask says. Where
     the pad token ends a generation as well, the first two of that run are the answer's own end, which some templates write twice.
+    A label there that is the real token before its place, and not the token at it, teaches text: labels were moved (label_shift.py).
     """
     labelled = labels != IGNORED
     labelled[:, 0] = False  # predicted from nothing
@@ -284,6 +285,8 @@ def padding_counts(ids: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, 
         if pad in ends:
             run = run & torch.nn.functional.pad(run, (2, 0))[:, :-2]
         padding = padding | run
+    before, real_before = (torch.nn.functional.pad(part, (1, 0))[:, :-1] for part in (ids, real))
+    padding = padding & ~((labels != ids) & (labels == before) & real_before)
     return torch.stack([(labelled & padding).sum(), labelled.sum()])
 
 
