@@ -42,7 +42,7 @@ def test_labels_that_are_moved_before_the_loss(tmp_path, train, by, shift, steps
     moved(trainer, by)
     seen = train(trainer)
     assert seen.notices == []
-    assert seen.series(SHIFT) == {step: shift for step in (1, 2, 3, 4)}
+    assert seen.series(SHIFT) == dict.fromkeys((1, 2, 3, 4), shift)
     assert (RULE in findings(seen)) == (shift != 1)
     assert "padding-learned" not in findings(seen)
 

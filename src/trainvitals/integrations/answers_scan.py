@@ -100,7 +100,7 @@ def answers(data: Any, columns: tuple[str, ...], tokenizer: Any) -> Iterator[Ans
         before = [] if front is None else rows[front][at]
         for name, made in used:
             ids = rows[made][at]
-            whole = [ids] if ids[: len(before)] == before else [before, ids]  # in some trainers a prompt's tokens stand before each answer's
+            whole = [ids] if f"{name}_labels" in names else [before, ids]  # ORPO, CPO and older ones put prompt and answer into one column, with labels beside it
             row = "".join(letters(tokenizer.decode([one for one in part if one >= 0])) for part in whole)
             yield Answer(question, letters(text_of(prompt)), letters(text_of(rows[name][at])), row)
 
@@ -143,8 +143,7 @@ def reversed_pairs(data: Any, columns: tuple[str, ...], until: float) -> float |
         until: When to stop, by `time.perf_counter`.
     """
     parts = [next((name for name in columns if name.startswith(kind)), None) for kind in ("prompt", "chosen", "rejected")]
-    prompt, chosen, rejected = parts
-    if chosen is None or rejected is None:
+    if parts[1] is None or parts[2] is None:
         return None
     read, found, seen = tuple(name for name in parts if name is not None), list[NDArray[np.uint64]](), 0
     for table in chunks(data, read, until):
