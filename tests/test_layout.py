@@ -32,7 +32,7 @@ ELSEWHERE = {
     "integrations/accelerate": "suite/test_beyond_trl.py", "integrations/lightning": "suite/test_beyond_trl.py",
     "integrations/bootstrap/sitecustomize": "cli/test_run_command.py",
     "integrations/dropped_rows": "suite/test_dropped_rows.py", "integrations/dataset_rows": "suite/test_dataset_rows.py", "integrations/supervised": "suite/test_supervised.py", "integrations/reward_model": "suite/test_supervised.py",
-    "integrations/preference": "suite/test_preference.py", "integrations/questions": "suite/test_questions.py", "integrations/token_ids": "suite/test_token_ids.py", "integrations/packed_rows": "suite/test_packed_rows.py", "integrations/token_weights": "suite/test_token_weights.py", "integrations/checkpoint": "suite/test_checkpoint.py", "integrations/generation_prompt": "suite/test_generation_prompt.py",
+    "integrations/preference": "suite/test_preference.py", "integrations/questions": "suite/test_questions.py", "integrations/token_ids": "suite/test_token_ids.py", "integrations/packed_rows": "suite/test_packed_rows.py", "integrations/token_weights": "suite/test_token_weights.py", "integrations/label_shift": "suite/test_label_shift.py", "integrations/answers_scan": "suite/test_answers_scan.py", "integrations/checkpoint": "suite/test_checkpoint.py", "integrations/generation_prompt": "suite/test_generation_prompt.py",
     "integrations/distillation": "suite/test_distillation.py", "integrations/distill_math": "suite/test_distillation.py",
     "integrations/adapters": "suite/test_adapters.py", "integrations/moe": "suite/test_moe.py",
 }  # fmt: skip

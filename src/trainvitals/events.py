@@ -210,6 +210,8 @@ class PreferenceEvent(Event):
     family: ClassVar[str] = "preference"
     _ref: ClassVar[str] = "dpo kto bco online_dpo xpo"
     _free: ClassVar[str] = "orpo cpo tpo"
+    differing_tokens: float | None = signal("tokens", "Median tokens in which the two answers of a pair differ: what is left of the longer one without the beginning and the end that they share. Of the newest 16 to 256 pairs whose answers differ, this rank.", low=0, emitters="dpo orpo cpo tpo", per="sequence")
+    differing_fraction: float | None = signal("fraction", "Median share of the longer answer's tokens that these are.", low=0, high=1, emitters="dpo orpo cpo tpo", per="sequence")
     reward_chosen: float | None = signal("reward", "Mean implicit reward of chosen responses: beta * (log pi - log pi_ref), summed over tokens.", emitters=_ref, per="sequence")
     reward_rejected: float | None = signal("reward", "Mean implicit reward of rejected responses, as reward_chosen.", emitters=_ref, per="sequence")
     margin: float | None = signal("reward", "Mean of chosen minus rejected reward; of a reward model: of its raw scores.", emitters=f"{_ref} reward", per="sequence")
@@ -288,10 +290,11 @@ class TokenEvent(Event):
     label_fraction: float | None = signal("fraction", "Share of predictable tokens (all but the first of a sequence, no padding) that carry a label.", low=0, high=1, emitters="sft gkd")
     unlabelled_batch_fraction: float | None = signal("fraction", "Share of the step's micro-batches without a single label.", low=0, high=1, emitters="sft gkd")
     unlabelled_sequence_fraction: float | None = signal("fraction", "Share of sequences (documents, when packed) without a single label.", low=0, high=1, emitters="sft gkd")
-    end_label_fraction: float | None = signal("fraction", "Share of labelled sequences with an end token among their labels; those cut at max_length are left out.", low=0, high=1, emitters="sft gkd")
+    end_label_fraction: float | None = signal("fraction", "Share of labelled sequences with an end token among their labels; those cut at max_length are left out. Where a turn was opened behind the last end token and goes on to the end of the sequence, with labels, the end tokens are those of earlier turns and do not count (unless all such sequences are of one length: blocks of text).", low=0, high=1, emitters="sft gkd")
     cut_fraction: float | None = signal("fraction", "Share of labelled sequences that are as long as max_length and do not close with an end token.", low=0, high=1, emitters="sft gkd")
     pad_label_fraction: float | None = signal("fraction", "Share of labels that are padding: masked out, or pad tokens at the end of a row (behind the first two, where the pad token ends an answer).", low=0, high=1, emitters="sft gkd")
     commonest_answer_fraction: float | None = signal("fraction", "Share of the newest 64 to 512 labelled sequences of this rank whose labels are the commonest of them, token by token.", low=0, high=1, emitters="sft gkd")
+    label_shift: float | None = signal("tokens", "How many tokens behind the token that is read the one lies that the model is trained to write there: 1 in sound training, 0 when it learns to repeat what it reads, 2 when it skips one. From how labels lie on the tokens, and from the cross entropy that the loss is; told where both are plain.", emitters="sft transformers", cadence="sample")
     doubled_template_fraction: float | None = signal("fraction", "Share of sequences (first micro-batch) that begin with two BOS tokens or open a turn inside an open turn.", low=0, high=1, emitters="sft gkd")
 
 
@@ -410,6 +413,8 @@ class DataEvent(Event):
     prompt_commonest_fraction: float | None = signal("fraction", "Share of the training rows looked at (4,000, spread over the data set) whose prompt is the commonest one, token by token: the tokens before the first label, or the column of prompt ids.", low=0, high=1, emitters="sft dpo kto bco orpo cpo tpo", cadence="once")
     question_absent_fraction: float | None = signal("fraction", "Share of rows whose tokens do not hold what the row asks: neither end of the user's first or last turn. Of 32 rows spread over the data set where it kept the texts and their questions differ; of the first rollouts' prompts.", low=0, high=1, emitters="sft dpo kto bco orpo cpo tpo reward grpo rloo", cadence="once")
     generation_prompt_absent_fraction: float | None = signal("fraction", "Share of the first rollouts' prompts (16 different ones at most) in which the chat template's frame of a user's turn stands and no header of the assistant's turn behind the last one: what add_generation_prompt=True writes. Only where the template has such a header.", low=0, high=1, emitters="grpo rloo online_dpo", cadence="once")
+    prompt_repeated_fraction: float | None = signal("fraction", "Share of answers that begin with the question although the prompt, which has a column of its own, stands before them already. Of 32 rows spread over the data set, where it kept the texts and their questions differ; by the texts and by the tokens that were made of them.", low=0, high=1, emitters="sft dpo kto bco orpo cpo tpo reward", cadence="once")
+    pair_reversed_fraction: float | None = signal("fraction", "Share of the training pairs looked at (all, or the first 50 million tokens) whose two answers are there in the other order as well, behind the same prompt.", low=0, high=1, emitters="dpo orpo cpo tpo reward", cadence="once")
     rows_looked_at: float | None = signal("count", "Training rows whose tokens were compared before the first update: all, or the first 50 million tokens.", low=0, emitters=_on, cadence="once")
     row_tokens: float | None = signal("tokens", "Median tokens of the training rows looked at, prompt and all answers of a row together.", low=0, emitters=_on, cadence="once", per="sequence")
     duplicate_fraction: float | None = signal("fraction", "Share of the training rows looked at whose tokens are those of an earlier one.", low=0, high=1, emitters=_on, cadence="once")

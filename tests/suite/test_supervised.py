@@ -310,6 +310,10 @@ def test_padding_among_the_labels():
     assert padding_counts(ends, torch.where(ends == 2, -100, ends), bare, 2, frozenset({2})).tolist() == [0, 3]
     inside = torch.tensor([[9, 9, 5, 9, 6]])  # not at the end: a separator, or padding of another kind
     assert padding_counts(inside, inside, torch.ones_like(inside).bool(), 9, frozenset({2})).tolist() == [0, 4]
+    shifted = torch.nn.functional.pad(right, (1, 0), value=-100)[:, :-1]  # the last label lies on padding, and is a real token
+    assert padding_counts(ids, shifted, masked, 9, frozenset({2})).tolist()[0] == 0
+    filled = torch.where(masked, right, 4)  # some other number where padding is
+    assert padding_counts(ids, filled, masked, 9, frozenset({2})).tolist()[0] == int((~masked).sum())
 
 
 def test_fingerprints_of_answers_however_they_are_packed():

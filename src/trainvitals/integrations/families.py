@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainvitals.integrations import (
     adapters,
+    answers_scan,
     async_rollout,
     dataset_rows,
     distillation,
@@ -11,6 +12,7 @@ from trainvitals.integrations import (
     dropped_rows,
     features,
     generation_prompt,
+    label_shift,
     moe,
     packed_rows,
     ppo,
@@ -26,7 +28,7 @@ from trainvitals.integrations import (
 )
 
 FAMILIES = (
-    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, questions, generation_prompt, token_ids,
-    reward_range, features, packed_rows, token_weights, ranks,
+    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, questions, answers_scan, generation_prompt, token_ids,
+    reward_range, features, packed_rows, token_weights, label_shift, ranks,
 )  # fmt: skip
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

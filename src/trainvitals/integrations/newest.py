@@ -26,6 +26,10 @@ LEAST_SHORTER = 16
 """Pairs with a shorter chosen response that an accuracy is told of: its standard error is 1/8 at most."""
 
 
+LEAST_DIFFERING = 16
+"""Pairs whose answers differ, of which a median is told."""
+
+
 def fingerprints(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """One 64-bit number per row, the same for the same tokens under the mask wherever they stand in the row; 0 where there are none.
 
@@ -43,6 +47,35 @@ def place_weights(place: torch.Tensor) -> torch.Tensor:
     mixed = (mixed ^ (mixed >> 30)) * -4658895280553007687
     mixed = (mixed ^ (mixed >> 27)) * -7723592293110705685
     return (mixed ^ (mixed >> 31)) | 1
+
+
+def differing(chosen: torch.Tensor, rejected: torch.Tensor, chosen_mask: torch.Tensor, rejected_mask: torch.Tensor) -> torch.Tensor:
+    """Tokens of the longer answer of each pair that are neither in the beginning nor in the end that both share; 0 where they are equal.
+
+    Args:
+        chosen: Token ids, one answer a row, of any width.
+        rejected: Likewise.
+        chosen_mask: True on the tokens of the answer.
+        rejected_mask: Likewise.
+    """
+    width = max(chosen.size(1), rejected.size(1))
+    masks = chosen_mask.bool(), rejected_mask.bool()
+    sizes = [mask.sum(1) for mask in masks]
+    shared = []
+    for backwards in (False, True):
+        first, second = (
+            _aligned(ids, (size[:, None] - mask.cumsum(1)) if backwards else mask.cumsum(1) - 1, mask, width, fill)
+            for ids, mask, size, fill in zip((chosen, rejected), masks, sizes, (-1, -2), strict=True)
+        )
+        shared.append((first == second).long().cumprod(1).sum(1))
+    shorter, longer = torch.minimum(*sizes), torch.maximum(*sizes)
+    return longer - torch.minimum(shared[0] + shared[1], shorter)
+
+
+def _aligned(ids: torch.Tensor, place: torch.Tensor, mask: torch.Tensor, width: int, fill: int) -> torch.Tensor:
+    """Tokens under the mask at their places, other places filled."""
+    line = torch.full((ids.size(0), width + 1), fill, dtype=torch.long, device=ids.device)
+    return line.scatter_(1, torch.where(mask, place, width), torch.where(mask, ids.long(), fill))[:, :width]
 
 
 class Commonest:
@@ -91,3 +124,23 @@ class LengthBias:
         if len(shorter) >= LEAST_SHORTER:
             values["preference.shorter_chosen_accuracy"] = float((shorter > 0).mean())
         return values
+
+
+class Differing:
+    """In how much the answers of the newest pairs differ."""
+
+    def __init__(self) -> None:
+        self._newest: deque[tuple[float, float]] = deque(maxlen=PAIRS)
+
+    def signals(self, tokens: torch.Tensor, longer: torch.Tensor) -> dict[str, float]:
+        """Add the pairs of a step; equal answers are another fault and left out. Empty while there are fewer than `LEAST_DIFFERING`.
+
+        Args:
+            tokens: From `differing`.
+            longer: Tokens of the longer answer of each pair.
+        """
+        self._newest.extend((float(one), float(one / size)) for one, size in zip(tokens, longer, strict=True) if one > 0)
+        if len(self._newest) < LEAST_DIFFERING:
+            return {}
+        number, share = (float(np.median(part)) for part in zip(*self._newest, strict=True))
+        return {"preference.differing_tokens": number, "preference.differing_fraction": share}

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainvitals.integrations.grpo import repetition
-from trainvitals.integrations.newest import Commonest, LengthBias, fingerprints
+from trainvitals.integrations.newest import Commonest, Differing, LengthBias, differing, fingerprints
 from trainvitals.names import Mapper
 
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
 
 _MARGINS = frozenset({"preference.margin_length_correlation", "preference.shorter_chosen_accuracy"})
-_PAIR = _MARGINS | {"preference.identical_fraction", "preference.longer_chosen_fraction", "preference.chosen_commonest_fraction"}
+_DIFFERING = frozenset({"preference.differing_tokens", "preference.differing_fraction"})
+_PAIR = _MARGINS | _DIFFERING | {"preference.identical_fraction", "preference.longer_chosen_fraction", "preference.chosen_commonest_fraction"}
 _RESPONSE = frozenset({"preference.empty_fraction"})
 _REFERENCE = frozenset({"preference.logratio_chosen", "preference.logratio_rejected", "preference.reference_gap"})
 _CLASSES = frozenset({"preference.desirable_fraction", "preference.one_class_fraction"})
@@ -210,10 +211,10 @@ class _Preference:
         self._scores: list[torch.Tensor] = []
         self._lengths: list[torch.Tensor] = []
         self._texts: list[torch.Tensor] = []  # of the first micro-batch: ids and mask of its completions
-        self._pairs: list[torch.Tensor] = []  # of each micro-batch: lengths of chosen, of rejected, fingerprints of chosen
+        self._pairs: list[torch.Tensor] = []  # of each micro-batch: lengths of chosen, of rejected, fingerprints of chosen, differing tokens
         self._margins: list[torch.Tensor] = []
         self._rewards: list[torch.Tensor] | None = None  # per pair, while a loss is computed: chosen, rejected
-        self._bias, self._commonest = LengthBias(), Commonest()
+        self._bias, self._commonest, self._differing = LengthBias(), Commonest(), Differing()
         self._lists: dict[str, tuple[Any, int]] = {}
         self._first: list[float] = []
         self._functions: list[Any] | None = None  # the trainer's own while ours stand in for them
@@ -352,12 +353,12 @@ class _Preference:
         return step.get("rewards/margins") if alone and len({len(part) for part in self._margins}) == 1 else None
 
     def _pair_signals(self, tensors: list[torch.Tensor], logged: float | None) -> dict[str, float]:
-        chosen, rejected, prints = tensors[0]
+        chosen, rejected, prints, tokens = tensors[0]
         margins = tensors[1] if len(tensors) > 1 else None
         if margins is not None and logged is not None and not_these(margins, logged):
             msg = f"the rewards that were heard of these pairs are not those whose mean margin, {logged:.3g}, is logged"
             raise ValueError(msg)
-        values = self._bias.signals(chosen, rejected, margins)
+        values = self._bias.signals(chosen, rejected, margins) | self._differing.signals(tokens, torch.maximum(chosen, rejected))
         share = self._commonest.share(x for x in prints.tolist() if x)  # 0: truncation left no token
         return values if share is None else {**values, "preference.chosen_commonest_fraction": share}
 
@@ -398,7 +399,8 @@ class _Preference:
     def _pair(self, chosen: torch.Tensor, rejected: torch.Tensor, chosen_mask: torch.Tensor, rejected_mask: torch.Tensor) -> None:
         self._counts.append(pair_counts(chosen, rejected, chosen_mask, rejected_mask))
         lengths = [mask.bool().sum(1) for mask in (chosen_mask, rejected_mask)]
-        self._pairs.append(torch.stack([*lengths, fingerprints(chosen, chosen_mask)]))
+        tokens = differing(chosen, rejected, chosen_mask, rejected_mask)
+        self._pairs.append(torch.stack([*lengths, fingerprints(chosen, chosen_mask), tokens]))
         rewards, self._rewards = self._rewards or [], None
         if len(rewards) == 2 and all(part.shape == lengths[0].shape for part in rewards):
             self._margins.append((rewards[0] - rewards[1]).detach().float())

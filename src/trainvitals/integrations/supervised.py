@@ -6,6 +6,7 @@ cannot show any of it; it even looks best when nothing carries a label.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -61,6 +62,8 @@ class _Supervised:
         self._error: Exception | None = None
         self._prints: list[torch.Tensor] = []
         self._commonest = Commonest()
+        self._open: list[torch.Tensor] = []
+        self._open_lengths = (math.inf, 0.0)  # shortest and longest sequence so far whose last turn stays open
         self._real: list[torch.Tensor] = []  # tokens of each micro-batch that are no padding
         self._size = 0  # tokens of all of them, padding included
         self._doubled: torch.Tensor | None = None
@@ -85,6 +88,7 @@ class _Supervised:
         with torch.no_grad():
             where = sequences(ids, inputs.get("attention_mask"), inputs.get("position_ids"))
             self._counts.append(label_counts(labels, where, self._ends, self._limit))
+            self._open.append(open_counts(ids, labels, where, self._ends, self.openers, self._limit))
             self._prints.append(answer_prints(labels, where))
             self._real.append(where.real.sum())
             self._size += where.real.numel()
@@ -153,7 +157,7 @@ class _Supervised:
         self._first, self._short, self._untrained = None, None, []
         if self._counts:
             size = self._size
-            self._hooks.put([torch.stack(self._counts)], lambda t: label_signals(t[0]))
+            self._hooks.put([torch.stack(self._counts), torch.stack(self._open)], self._label_signals)
             if self._padding:
                 self._hooks.put([torch.stack(self._padding)], _padding_signals)
             self._hooks.put([torch.stack(self._prints)], self._answer_signals)
@@ -161,7 +165,13 @@ class _Supervised:
         if self._doubled is not None and (self.bos is not None or self.openers):
             self._hooks.put([self._doubled], _doubled_signals)
         self._counts, self._real, self._size, self._doubled = [], [], 0, None
-        self._padding, self._prints = [], []
+        self._padding, self._prints, self._open = [], [], []
+
+    def _label_signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
+        number, shortest, longest = tensors[1][:, 0].sum(), tensors[1][:, 1].min(), tensors[1][:, 2].max()
+        self._open_lengths = (min(self._open_lengths[0], float(shortest)), max(self._open_lengths[1], float(longest)))
+        differ = self._open_lengths[0] < self._open_lengths[1]  # text that was cut into blocks is open at the end of a block, and blocks are all of one length
+        return label_signals(tensors[0], float(number) if differ else 0.0)
 
     def _answer_signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
         share = self._commonest.share(x for row in tensors[0].tolist() for x in row if x)
@@ -256,8 +266,52 @@ def closing_places(where: Sequences) -> torch.Tensor:
     return where.real & (upto[where.number] - real.cumsum(0) < _CLOSE).view_as(where.real)
 
 
-def label_signals(counts: torch.Tensor) -> dict[str, float]:
-    """Signals of a step from the `label_counts` of its micro-batches, one row each."""
+def open_counts(
+    ids: torch.Tensor, labels: torch.Tensor, where: Sequences, ends: frozenset[int], openers: frozenset[int], limit: int
+) -> torch.Tensor:
+    """Sequences of one micro-batch with an end token among their labels that all the same teach no end: how many, the shortest, the longest.
+
+    Their last turn was opened behind the last end token and goes on for more than `_NEAR` tokens, with labels, to the end of the sequence: the end
+    tokens are those of earlier turns (the question's own). A header of an answer at the very end is no turn. Sequences as long as `limit`
+    are cut, and not among them. Shortest is the largest whole number where there are none, longest 0.
+
+    Args:
+        ids: Token ids, batch by length.
+        labels: Labels, `IGNORED` where masked.
+        where: From `sequences`.
+        ends: Ids that end a generation.
+        openers: From `turn_markers`.
+        limit: Length at which sequences are cut; 0 for none.
+    """
+    real, number = where.real.flatten(), where.number
+    flat, index = ids.flatten(), torch.arange(ids.numel(), device=ids.device)
+    labelled = (where.real & ~where.start & (labels != IGNORED)).flatten()
+    wanted = torch.stack([_among(flat, part) & real for part in (ends, openers)])
+    last = torch.full((2, flat.numel() + 1), -1, device=ids.device).scatter_reduce_(1, number.expand(2, -1), torch.where(wanted, index, -1), "amax")
+    end, opened = last
+    behind = real & (index > opened[number])
+    left, taught, ending, size = per_sequence(torch.stack([behind, behind & labelled, labelled & wanted[0], real]), number)
+    still = (opened > end) & (left > _NEAR) & (taught > 0) & (ending > 0)
+    still = still & (size < limit) if limit else still
+    most = torch.iinfo(torch.long).max
+    return torch.stack([still.sum(), torch.where(still, size, most).min(), torch.where(still, size, 0).max()])
+
+
+def _among(flat: torch.Tensor, wanted: frozenset[int]) -> torch.Tensor:
+    """Which tokens are one of `wanted`."""
+    hit = torch.zeros_like(flat, dtype=torch.bool)
+    for one in wanted:
+        hit = hit | (flat == one)
+    return hit
+
+
+def label_signals(counts: torch.Tensor, still_open: float = 0.0) -> dict[str, float]:
+    """Signals of a step.
+
+    Args:
+        counts: From `label_counts`, one row for each micro-batch.
+        still_open: Of the sequences with an end token among their labels, how many do not end their last turn (`open_counts`).
+    """
     tokens, labelled, sequence, with_label, with_end, cut = (float(x) for x in counts.sum(0))
     values = {"token.unlabelled_batch_fraction": float((counts[:, 1] == 0).double().mean())}
     if tokens:
@@ -266,7 +320,7 @@ def label_signals(counts: torch.Tensor) -> dict[str, float]:
     if with_label:
         values["token.cut_fraction"] = cut / with_label
     if with_label > cut:
-        values["token.end_label_fraction"] = with_end / (with_label - cut)
+        values["token.end_label_fraction"] = max(0.0, with_end - still_open) / (with_label - cut)
     return values
 
 
@@ -275,6 +329,7 @@ def padding_counts(ids: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, 
 
     Padding is what the attention mask leaves out, and the run of pad tokens at the end of a row, whatever the mask says. Where
     the pad token ends a generation as well, the first two of that run are the answer's own end, which some templates write twice.
+    A label there that is the real token before its place, and not the token at it, teaches text: labels were moved (label_shift.py).
     """
     labelled = labels != IGNORED
     labelled[:, 0] = False  # predicted from nothing
@@ -284,6 +339,8 @@ def padding_counts(ids: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, 
         if pad in ends:
             run = run & torch.nn.functional.pad(run, (2, 0))[:, :-2]
         padding = padding | run
+    before, real_before = (torch.nn.functional.pad(part, (1, 0))[:, :-1] for part in (ids, real))
+    padding = padding & ~((labels != ids) & (labels == before) & real_before)
     return torch.stack([(labelled & padding).sum(), labelled.sum()])
 
 
@@ -329,10 +386,7 @@ def doubled_counts(
 
 def _last(flat: torch.Tensor, wanted: frozenset[int], index: torch.Tensor) -> torch.Tensor:
     """For every position the newest position up to it that holds one of `wanted`; -1 for none."""
-    hit = torch.zeros_like(flat, dtype=torch.bool)
-    for one in wanted:
-        hit = hit | (flat == one)
-    return torch.where(hit, index, -1).cummax(0).values
+    return torch.where(_among(flat, wanted), index, -1).cummax(0).values
 
 
 def _doubled_signals(tensors: list[torch.Tensor]) -> dict[str, float]:

@@ -121,17 +121,18 @@ class _Weights:
         self._handle, self._labels, self._sums = None, None, None
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, shift: int = 1) -> torch.Tensor | None:
     """Summed cross entropy of the labels of a micro-batch, and how many there are; of a sample, scaled up, where they are many.
 
     Args:
         logits: Batch by length by vocabulary, not shifted.
         labels: Batch by length, `IGNORED` where masked.
+        shift: How many tokens behind an output its label lies: 1 in a model that learns the next token.
     """
     if logits.shape[:2] != labels.shape:
         return None
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten().to(logits.device)
+        targets = torch.nn.functional.pad(labels[:, shift:], (0, shift), value=IGNORED).flatten().to(logits.device)
         counted = targets != IGNORED
         order = torch.arange(1, targets.numel() + 1, device=targets.device, dtype=torch.float64).mul_(_GOLDEN).frac_().add_(1e-9).float()
         picked, places = (counted * order).topk(min(SAMPLE, targets.numel()))
