@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from trainvitals.events import labelled
+from trainvitals.integrations.copies import improbable
 from trainvitals.integrations.drift import Drift, Edges, give_drift, give_frame, unit
-from trainvitals.integrations.grpo import RewardRange, clip_range, ratio_signals, ratio_stats, repetition
+from trainvitals.integrations.grpo import RewardRange, clip_range, gap_signals, gap_stats, ratio_signals, ratio_stats, repetition
 
 if TYPE_CHECKING:
     from trainvitals.integrations.hooks import Hooks
@@ -33,11 +34,11 @@ _QUEUE = frozenset({
 _SCORED = frozenset({
     "reward.std", "reward.min", "reward.max", "reward.unscored_fraction", "reward.group_std_mean",
     "reward.group_zero_std_fraction", "reward.all_low_fraction", "reward.all_high_fraction",
-    "reward.component_std", "reward.component_unscored_fraction", "reward.component_zero_fraction", "advantage.mean", "advantage.std", "advantage.abs_max",
+    "reward.component_std", "reward.component_unscored_fraction", "reward.component_zero_fraction", "advantage.mean", "advantage.std", "advantage.abs_max", "completion.improbable_copies_fraction",
 })  # fmt: skip
 _SYNC = frozenset({"rollout.sync_changed"})
 _LOSS = frozenset({"policy.ratio_outside_fraction", "policy.ratio_mean"})  # by these wraps or, before TRL 1.11, by name
-_RATIO = _LOSS | {"policy.ratio_max"}
+_RATIO = _LOSS | {"policy.ratio_max", "policy.sampling_gap", "policy.sampling_gap_error"}
 SIGNALS = _SYNC | {"rollout.dropped_fraction"}
 """Signals that only these wraps give; the others are logged by some TRL or given by another family as well."""
 
@@ -174,6 +175,7 @@ class _Queue:
         self._hooks = hooks
         self._taken: list[Taken] = []
         self._repeats: list[float] = []
+        self._answers: list[tuple[tuple[bytes, bytes], float]] = []  # prompt and answer, and what its own sampler gives it
         self._dropped = 0
         self._limit = getattr(hooks.trainer.args, "max_staleness", math.inf)
         self._ends = _end_ids(hooks.trainer)
@@ -206,6 +208,11 @@ class _Queue:
                 metrics={key: float(value) for key, value in sample.metrics.items() if key.startswith("reward")},
             )
         )
+        given = getattr(sample, "old_log_probs", None)  # distillation has none
+        if given is not None:
+            everything, begin = np.asarray(sample.input_ids), int(own.argmax()) if own.any() else len(own)
+            row = everything[:begin].tobytes(), everything[begin:].tobytes()
+            self._answers.append((row, float(np.asarray(given)[own].sum(dtype=np.float64))))
         repeated = repetition(ids.tolist()) if len(self._taken) <= _READ else None
         if repeated is not None:
             self._repeats.append(repeated)
@@ -226,7 +233,10 @@ class _Queue:
             self._hooks.give(name, value)
         if self._repeats:
             self._hooks.give("completion.repetition_fraction", sum(self._repeats) / len(self._repeats))
-        self._taken, self._repeats, self._dropped = [], [], 0
+        share = improbable([row for row, _ in self._answers], [logp for _, logp in self._answers])
+        if share is not None:
+            self._hooks.give("completion.improbable_copies_fraction", share)
+        self._taken, self._repeats, self._answers, self._dropped = [], [], [], 0
 
 
 def _now() -> float:
@@ -316,31 +326,43 @@ class _Ratios:
     def __init__(self, hooks: Hooks, low: float, high: float) -> None:
         self._hooks, self._low, self._high = hooks, low, high
         self._logps: torch.Tensor | None = None
+        self._entropies: torch.Tensor | None = None
         self._ratios: list[torch.Tensor] = []
+        self._gaps: list[torch.Tensor] = []
 
     def after_forward(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Keep the log-probabilities that the loss is about to use."""
-        found = getattr(result, "log_probs", None)
-        if found is None and isinstance(result, dict):
-            found = result.get("log_probs")
-        self._logps = None if found is None else found.detach()
+        self._logps, self._entropies = _output(result, "log_probs"), _output(result, "entropy")
 
     def after_loss(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Ratios to the policy that sampled, one micro-batch."""
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
         logps, self._logps = self._logps, None
+        entropies, self._entropies = self._entropies, None
         if logps is None:
             msg = "the forward pass gave no log-probabilities, so there are no importance ratios"
             raise LookupError(msg)
         if len(self._ratios) < _LIMIT:
             new, old, mask = aligned(logps, inputs)
             self._ratios.append(ratio_stats(new, old, mask, self._low, self._high, sequence=False))
+            if entropies is not None and entropies.shape == logps.shape:
+                entropy, _, _ = aligned(entropies, inputs)
+                self._gaps.append(gap_stats(new, entropy, mask, old))
 
     def step_end(self) -> None:
         """Hand over what the micro-batches of this step gave."""
         if self._ratios:
             self._hooks.put(self._ratios, ratio_signals)
-        self._ratios = []
+        if self._gaps:
+            self._hooks.put(self._gaps, gap_signals)
+        self._ratios, self._gaps = [], []
+
+
+def _output(result: Any, name: str) -> torch.Tensor | None:
+    found = getattr(result, name, None)
+    if found is None and isinstance(result, dict):
+        found = result.get(name)
+    return found.detach() if isinstance(found, torch.Tensor) else None
 
 
 def aligned(logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -349,7 +371,7 @@ def aligned(logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch
     Nothing here selects by a condition: a shape that depends on values would make the host wait for the device.
 
     Args:
-        logps: Of the forward pass: one per packed position (TRL 1.13 and later, which share prefixes), or one per token after the first.
+        logps: Of the forward pass, or another number for each token: one per packed position (TRL 1.13 and later, which share prefixes), or one per token after the first.
         inputs: The micro-batch of this rank, one row.
     """
     index = inputs.get("token_index")

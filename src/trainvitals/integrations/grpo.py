@@ -266,36 +266,40 @@ def ratio_signals(stats: Sequence[torch.Tensor], *, clips: bool = True) -> dict[
     return values
 
 
-def gap_stats(logps: torch.Tensor, entropies: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """How much more surprising a micro-batch's tokens are than the policy expects, as three numbers on the device: sum, sum of squares, count.
+def gap_stats(logps: torch.Tensor, entropies: torch.Tensor, mask: torch.Tensor, old: torch.Tensor | None = None) -> torch.Tensor:
+    """How much more surprising a micro-batch's tokens are than the policy expects, as four numbers on the device: sum, sum of squares, count, largest weight.
 
     A token that was drawn from the policy itself has a surprise of ``-log p`` whose mean is the entropy at its place, whatever came
-    before it, so that the difference has mean 0 and is uncorrelated between tokens.
+    before it, so that the difference has mean 0 and is uncorrelated between tokens. One that an older policy drew has not; but weighted by what the
+    policy gives it over what the older one gave it, the difference has mean 0 again, exactly (importance sampling, place by place).
 
     Args:
         logps: Log-probabilities of the sampled tokens, shape (batch, time).
         entropies: Entropy of the policy at the same places.
         mask: 1 for tokens that the policy wrote.
+        old: Log-probabilities under the policy that sampled, where it may be an older one; None when it is the same.
     """
     with torch.no_grad():
         own = mask > 0
-        excess = torch.where(own, -logps.float() - entropies.float(), 0.0)  # what stands at padding may be anything
-        return torch.stack([excess.sum(), (excess * excess).sum(), own.sum().float()])
+        weight = torch.ones_like(logps, dtype=torch.float32) if old is None else torch.where(own, logps.float() - old.float(), 0.0).exp()
+        excess = torch.where(own, weight * (-logps.float() - entropies.float()), 0.0)  # what stands at padding may be anything
+        return torch.stack([excess.sum(), (excess * excess).sum(), own.sum().float(), torch.where(own, weight, 0.0).max()])
 
 
 def gap_signals(stats: Sequence[torch.Tensor]) -> dict[str, float]:
     """Sampling gap of one optimizer step and its standard error, from the `gap_stats` of its micro-batches.
 
-    The error counts one token more than there were, as rare as one in that many: the surprise of a decided policy is in few
+    The error counts one token more than there were, as rare as one in that many and of the largest weight: the surprise of a decided policy is in few
     tokens, and where none of them happened to be drawn the others would seem to agree without any doubt.
     """
     table = np.asarray([row.tolist() for row in stats], dtype=np.float64)
-    total, squares, count = (float(column) for column in table.sum(axis=0))
+    total, squares, count = (float(column) for column in table[:, :3].sum(axis=0))
     if not count:
         return {}
     mean = total / count
     around = max(squares - count * mean * mean, 0.0) if math.isfinite(squares) else squares
-    return {"policy.sampling_gap": mean, "policy.sampling_gap_error": math.sqrt(around + math.log(count + 1.0) ** 2) / count}
+    rare = float(table[:, 3].max()) * math.log(count + 1.0)
+    return {"policy.sampling_gap": mean, "policy.sampling_gap_error": math.sqrt(around + rare * rare) / count}
 
 
 def padding_counts(ids: torch.Tensor, own: torch.Tensor, ends: Collection[int], pads: Collection[int]) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from trainvitals.integrations.copies import Copies
 from trainvitals.integrations.groups import SameText, centre_error, group_parts, mixed_fraction, prompt_key, text_keys
 from trainvitals.integrations.grpo import (
     clip_range,
@@ -45,6 +46,7 @@ _LOSS = frozenset({"policy.ratio_mean", "policy.ratio_max", "advantage.mean", "a
 _CLIP = frozenset({"policy.ratio_outside_fraction"})
 _SEQUENCE = frozenset({"policy.clip_per_sequence"})
 _GAP = frozenset({"policy.sampling_gap", "policy.sampling_gap_error"})
+_COPIES = frozenset({"completion.improbable_copies_fraction"})
 _GENERATE = frozenset({"time.generation_seconds"})
 PENALTY = frozenset({"policy.kl_ref_sequence", "reward.penalised_mean"})
 """Signals that these wraps give where the KL penalty is part of the reward (RLOO); PPO logs them itself."""
@@ -89,9 +91,11 @@ def install(hooks: Hooks) -> None:
     hooks.wrap(trainer, "_generate_and_score_completions", reader.after_advantages, gives=_CENTRE)
     if getattr(trainer, "use_vllm", False) and getattr(trainer, "vllm_importance_sampling_correction", False):
         hooks.wrap(trainer, "_generate_and_score_completions", reader.after_correction, gives=_CORRECTION)
+    if not reader.differs:
+        hooks.wrap(trainer, "_generate_and_score_completions", reader.after_copies)
     hooks.wrap(trainer, "_get_per_token_logps_and_entropies", reader.after_logps, needed=True)
     gives = _LOSS | (_CLIP if reader.clips else frozenset()) | (_SEQUENCE if reader.clips and reader.sequence else frozenset())
-    gives |= frozenset() if reader.differs else _GAP
+    gives |= frozenset() if reader.differs else _GAP | _COPIES
     hooks.wrap(trainer, "_compute_loss", reader.after_loss, gives=gives, needed=True)
     hooks.at_step_end.append(reader.step_end)
 
@@ -116,6 +120,7 @@ class _Sampling:
         self._told = not (self.clips and self.sequence)
         self._ratios: list[torch.Tensor] = []
         self._gaps: list[torch.Tensor] = []
+        self._copies = Copies(hooks)
         self._entropies: torch.Tensor | None = None
         self._fresh = False  # no optimizer step since the last generation: the policy is still the one that sampled
         self._advantages: list[torch.Tensor] = []
@@ -186,6 +191,8 @@ class _Sampling:
             mask = mask * inputs["tool_mask"]
         if self._fresh and not self.differs and entropies is not None and entropies.shape == logps.shape:
             self._gaps.append(gap_stats(logps, entropies, mask))
+        if self._fresh and not self.differs:
+            self._copies.after_loss(inputs, logps, mask)
         low, high = clip_range(self._hooks.trainer) or (0.0, math.inf)
         if "old_logps" in inputs:  # RLOO: one ratio per sequence, of summed log-probabilities
             new = (logps.float() * mask).sum(-1, keepdim=True)
@@ -256,6 +263,11 @@ class _Sampling:
 
         self._hooks.put([advantages, matrix, trainer.reward_weights], compute)
 
+    def after_copies(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        """Answers of one generation batch, of which some may be on other ranks."""
+        if self._hooks.training:
+            self._copies.after_batch(result)
+
     def after_correction(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Weights that correct for the sampler (vLLM), as the loss will use them."""
         ratio = result.get("importance_sampling_ratio")
@@ -292,6 +304,7 @@ class _Sampling:
             self._hooks.put(self._advantages, _advantage_signals)
         if self._gaps:
             self._hooks.put(self._gaps, gap_signals)
+        self._copies.step_end()
         self._ratios, self._advantages, self._gaps, self._fresh = [], [], [], False
 
 
