@@ -212,7 +212,7 @@ CASES: tuple[Case, ...] = (
          ("stall", "config"), ("stalled",), cure={"beta": 0.1}),
     _dpo("eight-bits", "Weights are kept in 8 bits without a master copy: updates vanish.", in_eight_bits, ["preference-not-learning", "policy-equals-reference", "updates-too-small"],
          ("stall", "numerics"), ("stalled",)),
-    _dpo("weights-lost", f"Before update {BREAK + 1} the policy's weights are random.", weights_lost, ["loss-spike", "loss-diverged", "likelihood-displacement", "no-rule:weights-changed-by-hand"],
+    _dpo("weights-lost", f"Before update {BREAK + 1} the policy's weights are random.", weights_lost, ["loss-spike", "loss-diverged", "likelihood-displacement", "no-rule:weights-changed-by-hand", "weights-changed-outside"],
          ("numerics", "ood-drift", "data"), ("diverged", "drifting", "collapsed"), onset=BREAK, goal="preference.logp_chosen"),
     _kto("weights-inverted", "One desirable example in four, and the weight of three on the other class.", weights_inverted, ["kto-imbalance"], ("data", "config"),
          ("drifting", "over_optimizing", "collapsed"), cure={"desirable_weight": 3.0, "undesirable_weight": 1.0}),

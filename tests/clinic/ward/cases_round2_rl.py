@@ -296,7 +296,7 @@ CASES: tuple[Case, ...] = (
         ["policy-breakdown", "reward-collapse", "reward-drop", "no-rule:weights-changed-by-hand"], ("collapse",), ("collapsed", "drifting", "diverged"), onset=BREAK,
     ),
     _grpo(
-        "back-to-start", f"Before update {BREAK + 1} the weights are those of the start.", back_to_start, ["policy-set-back", "reward-drop", "reward-collapse"],
+        "back-to-start", f"Before update {BREAK + 1} the weights are those of the start.", back_to_start, ["policy-set-back", "reward-drop", "reward-collapse", "weights-changed-outside"],
         ("collapse",), ("collapsed", "drifting", *HEALTHY_STATES), onset=BREAK,
     ),
     _grpo(

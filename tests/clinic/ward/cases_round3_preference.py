@@ -88,7 +88,7 @@ CASES: tuple[Case, ...] = (
     Case("kto-apo", "kto", "Healthy: the loss without a reference point (apo_zero_unpaired).", partial(changed, base=kto, fault={"loss_type": "apo_zero_unpaired"}), STEPS, goal="-eval.loss", seeds=HEALTHY_SEEDS, hard=True),
     _dpo("marked", "Chosen answers close with a mark of their source, and nine in ten differ from the rejected ones in nothing else (RM-05).", partial(dpo, choose=marked),
          ["preference-does-not-transfer", "no-rule:chosen-answers-are-marked"], ("over-optimization", "data"), ("over_optimizing", "drifting", *LEARNS)),
-    _dpo("hidden-grows", f"From update {BREAK + 1} on the last hidden state grows by 4 % per update (RE-02).", hidden_grows, ["likelihood-displacement", "no-rule:hidden-states-grow"],
+    _dpo("hidden-grows", f"From update {BREAK + 1} on the last hidden state grows by 4 % per update (RE-02).", hidden_grows, ["likelihood-displacement", "no-rule:hidden-states-grow", "weights-changed-outside"],
          ("numerics", "ood-drift"), ("diverged", "drifting", "over_optimizing"), onset=BREAK, goal="preference.logp_chosen"),
     _kto("few", "24 examples, a third of them mislabelled, 33 epochs (DP-03).", kto_few, ["overfitting", "memorised-epoch", "preference-over-optimised"], ("over-optimization",), ("over_optimizing",)),
     _kto("hardly-desirable", "One desirable example for 19 undesirable ones, unweighted (KT-01).", hardly_desirable, ["kto-imbalance"], ("data", "config"), ("drifting", "over_optimizing", "collapsed"),

@@ -370,17 +370,18 @@ def page_trained(folder: str, seed: int, **changes: Any) -> Any:
 
 
 NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
-    "grpo-answer-contained": (["proxy-divergence", "paid-for-length", "exploit-jump"], ["over-optimization", "data"]),
+    "grpo-answer-contained": (["proxy-divergence", "paid-for-length", "exploit-jump", "checker-unmoved"], ["over-optimization", "data"]),
     "grpo-tool-scored": (["proxy-divergence", "exploit-jump"], ["over-optimization", "data"]),
-    "grpo-greedy-engine": (["samples-from-another-policy", "mode-collapse"], ["config", "stall", "collapse"]),
+    "grpo-greedy-engine": (["samples-from-another-policy", "mode-collapse", "samples-repeat"], ["config", "stall", "collapse"]),
     "rloo-form-over-lines": (["dead-component"], ["data"]),
-    "rloo-same-seeds": (["mode-collapse"], ["config", "efficiency", "collapse"]),
-    "async_grpo-ratio-of-itself": (["no-rule:ratio-taken-against-itself"], ["ood-drift", "collapse"]),
-    "async_grpo-unclipped": (["no-rule:clip-bound-never-acts", "ratio-blow-up"], ["config", "ood-drift", "collapse"]),
+    "rloo-same-seeds": (["mode-collapse", "samples-repeat"], ["config", "efficiency", "collapse"]),
+    "async_grpo-ratio-of-itself": (["no-rule:ratio-taken-against-itself", "ratio-of-itself"], ["ood-drift", "collapse"]),
+    "async_grpo-unclipped": (["no-rule:clip-bound-never-acts", "ratio-blow-up", "clip-range-too-wide"], ["config", "ood-drift", "collapse"]),
     "async_grpo-noise-rounded": (["samples-from-another-policy"], ["numerics", "ood-drift"]),
     "async_grpo-page-trained": (["no-rule:observation-tokens-trained", "samples-from-another-policy"], ["data", "efficiency"]),
 }
-"""Ids of rules whose meaning is true of the cause, best first, and categories: to be named from the description of the fault alone, by somebody who saw no recording."""
+"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0015).
+Rules that were written after the first score because of a fault were added then: `samples-repeat`, `checker-unmoved`, `clip-range-too-wide`, `ratio-of-itself`."""
 
 
 def _sick(fault: str, trainer: str, what: str, build: Callable[..., Any], steps: int, verdicts: Sequence[Any], **more: Any) -> Case:
