@@ -110,7 +110,8 @@ def planted(folder: Path, step: int, fault: Any, **changes: Any) -> Any:
 def as_the_policy(folder: Path) -> dict[str, Any]:
     """For a sampler that stands for a policy which writes like that itself: nobody asks whose the samples are."""
     path = folder / "overrides.yaml"
-    path.write_text("rules: [{id: samples-from-another-policy, disable: true, reason: the sampler stands for the policy}]\n")
+    rules = ", ".join(f"{{id: {rule}, disable: true, reason: the sampler stands for the policy}}" for rule in ("samples-from-another-policy", "samples-repeat"))
+    path.write_text(f"rules: [{rules}]\n")
     return {"overrides": [path]}
 
 
@@ -124,13 +125,14 @@ def test_the_healthy_twin_is_silent(tmp_path, observe):
     assert not patient.off
 
 
-@pytest.mark.parametrize(("setting", "value", "what"), [("temperature", 4.0, "a hotter, an older or a restricted sampler"), ("top_k", 1, "a colder or a greedy sampler")])
+@pytest.mark.parametrize(("setting", "value", "what"), [("temperature", 4.0, "a hotter, an older or a restricted sampler"), ("top_k", 1, "They were not drawn independently")])
 def test_a_sampler_that_is_another_one(tmp_path, observe, setting, value, what):
     """Temperature 4 where the trainer reckons with 1, or the likeliest token always: told by what the policy thinks of its samples."""
     patient = observe(planted(tmp_path, 20, lambda trainer: setattr(trainer.generation_config, setting, value), max_steps=34))
-    assert patient.loud.keys() == {"samples-from-another-policy"}
-    assert 20 < patient.loud["samples-from-another-policy"] <= 34
-    assert what in said(patient, "samples-from-another-policy")
+    rule = "samples-repeat" if setting == "top_k" else "samples-from-another-policy"  # that it gives copies is heard first, and explains the rest
+    assert patient.loud.keys() == {rule}
+    assert 20 < patient.loud[rule] <= 34
+    assert what in said(patient, rule)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 1.5}, {"num_iterations": 2, "learning_rate": 5e-4}, {"top_p": 0.8}])

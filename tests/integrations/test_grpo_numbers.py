@@ -228,6 +228,34 @@ def test_the_sampling_gap_is_zero_for_who_sampled_and_its_error_is_right():
     assert batch(0.8)["policy.sampling_gap"] < -0.1
 
 
+def test_the_age_of_samples_drops_out_of_the_sampling_gap():
+    """Drawn by an older policy: weighted by the importance ratio the gap has mean 0 again, unweighted it has not."""
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(*, weigh: bool) -> float:
+        old = 2.0 * torch.randn(4, 40, 30, generator=generator)
+        new = (old + 0.3 * torch.randn(4, 40, 30, generator=generator)).log_softmax(-1)
+        old = old.log_softmax(-1)
+        drawn = torch.multinomial(old.exp().reshape(-1, 30), 1, generator=generator).reshape(4, 40, 1)
+        entropies = -(new.exp() * new).sum(-1)
+        given = old.gather(-1, drawn).squeeze(-1) if weigh else None
+        values = gap_signals([gap_stats(new.gather(-1, drawn).squeeze(-1), entropies, torch.ones(4, 40), given)])
+        return values["policy.sampling_gap"] / values["policy.sampling_gap_error"]
+
+    weighted = np.asarray([batch(weigh=True) for _ in range(400)])
+    assert abs(weighted.mean()) < 0.15
+    assert 0.8 < weighted.std() < 1.05  # a little on the safe side: the error leaves room for one more token of the largest weight
+    assert np.mean([batch(weigh=False) for _ in range(400)]) > 0.3
+
+
+def test_a_token_of_a_large_weight_leaves_room_for_another_one():
+    logps, old = torch.full((1, 20), -1.0), torch.full((1, 20), -1.0)
+    old[0, 0] = -1.0 - math.log(50)
+    values = gap_signals([gap_stats(logps, torch.ones(1, 20), torch.ones(1, 20), old)])
+    assert values["policy.sampling_gap"] == 0.0
+    assert values["policy.sampling_gap_error"] == pytest.approx(50 * math.log(21) / 20, rel=1e-4)
+
+
 def test_the_sampling_gap_counts_the_policys_own_tokens():
     logps, entropies = torch.tensor([[-1.0, -2.0, -math.inf], [-3.0, 5.0, math.nan]]), torch.tensor([[0.5, 0.5, 0.5], [1.0, 1.0, 1.0]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])

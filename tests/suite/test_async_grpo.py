@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import build_async
+import numpy as np
 import pytest
 import torch
 from trl import __version__ as trl
@@ -200,3 +201,74 @@ def test_log_probabilities_are_paired_as_in_the_loss():
     flat = {"old_log_probs": torch.tensor([[0.0, 0.0, -1.0, 0.0]]), "completion_mask": torch.tensor([[0, 0, 1, 0]])}
     new, old, mask = aligned(torch.tensor([[-7.0, -1.25]]), flat)  # one padded position was stripped before the forward pass
     assert (new[mask > 0].tolist(), old[mask > 0].tolist()) == ([-1.25], [-1.0])
+
+
+def _steps(seen: Any, rule: str) -> list[int]:
+    return [finding.step for finding in seen.callback.monitor.findings if finding.rule.id == rule]
+
+
+def _noisy(trainer: Any, share: float) -> None:
+    """Some tokens are any token, while the log-probability that is reported stays the policy's own: text that nobody sampled, under the mask."""
+    make, random = trainer.rollout_worker.make, np.random.default_rng(0)
+
+    def mixed(ids: list[int], mask: list[int], logps: list[float], **rest: Any) -> Any:
+        own = [place for place, counted in enumerate(mask[:-1]) if counted and random.random() < share]
+        for place in own:
+            ids[place] = int(random.integers(len(trainer.processing_class)))
+        with torch.no_grad():
+            table = trainer.rollout_worker.model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        scored = [0.0, *table[:-1].gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()]
+        return make(ids=ids, mask=mask, logps=[score if counted else 0.0 for score, counted in zip(scored, mask, strict=True)], **rest)
+
+    trainer.rollout_worker.make = mixed
+
+
+@pytest.mark.parametrize("share", [0.8, 0.0])
+def test_tokens_that_nobody_sampled_are_more_surprising_than_the_policy_expects(tmp_path, train, share):
+    trainer = trainer_of(build_async.async_grpo, tmp_path, max_steps=12, learning_rate=1e-3, sampler={"ahead": 3 * PER_STEP})
+    if not any("forward" in vars(module) for module in trainer.model.modules()):
+        pytest.skip("this TRL has no head that gives log-probabilities")
+    _noisy(trainer, share)
+    seen = train(trainer)
+    assert seen.notices == []
+    assert len(seen.series("policy.sampling_gap")) == 12
+    assert max(seen.series("rollout.staleness").values()) >= 1
+    fired = _steps(seen, "samples-from-another-policy")
+    assert (fired and fired[0] <= 11) if share else not fired
+
+
+@pytest.mark.parametrize("epsilon", [100.0, 0.2])
+def test_a_clip_that_never_acts_is_told_at_the_first_update(tmp_path, train, epsilon):
+    seen = train(trainer_of(build_async.async_grpo, tmp_path, max_steps=2, epsilon=epsilon))
+    assert _steps(seen, "clip-range-too-wide") == ([1] if epsilon > 1 else [])
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_a_ratio_that_is_taken_against_the_policy_itself(tmp_path, train, itself):
+    """The loss gets the log-probabilities of now for those of the sampler, whose samples are two versions old."""
+    trainer = trainer_of(build_async.async_grpo, tmp_path, max_steps=14, learning_rate=3e-3, sampler={"ahead": 4 * PER_STEP})
+    if not any("forward" in vars(module) for module in trainer.model.modules()):
+        pytest.skip("this TRL has no head that gives log-probabilities")
+    if itself:
+        from tests.clinic.ward.cases_round7_rl import taken_against_itself
+
+        taken_against_itself(trainer)
+    seen = train(trainer)
+    assert seen.notices == []
+    fired = _steps(seen, "ratio-of-itself")
+    assert fired[:1] and fired[0] <= 12 if itself else not fired
+
+
+def test_answers_that_a_cache_gives_again_are_counted_in_the_queue(tmp_path, train):
+    trainer = trainer_of(build_async.async_grpo, tmp_path, max_steps=4)
+    write = trainer.rollout_worker._write
+
+    def cached(starts: list[list[int]]) -> Any:
+        rows, logps = write(starts)
+        first = {tuple(start): place for place, start in reversed(list(enumerate(starts)))}
+        return [rows[first[tuple(start)]] for start in starts], [logps[first[tuple(start)]] for start in starts]
+
+    trainer.rollout_worker._write = cached
+    seen = train(trainer)
+    assert min(seen.series("completion.improbable_copies_fraction").values()) > 0.5
+    assert _steps(seen, "samples-repeat") == [3]

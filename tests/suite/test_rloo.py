@@ -114,3 +114,20 @@ def test_a_judge_that_answers_half_of_the_time(tmp_path, train):
     seen = train(build_sampling.rloo(str(tmp_path), reward=half, **SETTINGS))
     assert seen.series("reward.unscored_fraction") == {1: 0.5, 3: 0.5}
     assert math.isfinite(seen.series("reward.penalised_mean")[3])
+
+
+def _rule_of(seen, rule):
+    return [finding.step for finding in seen.callback.monitor.findings if finding.rule.id == rule]
+
+
+@pytest.mark.parametrize("top_k", [1, 0])
+def test_a_sampler_that_does_not_draw_gives_copies_that_chance_does_not(tmp_path, train, top_k):
+    """A greedy engine beside one that draws; the copies are in no way rare in the eyes of a trainer that only compares texts."""
+    trainer = build_sampling.rloo(str(tmp_path), max_steps=4, per_device_train_batch_size=16, num_generations=8)
+    trainer.generation_config.top_k = top_k
+    seen = train(trainer)
+    assert seen.notices == []
+    shares = list(seen.series("completion.improbable_copies_fraction").values())
+    assert len(shares) == 4
+    assert shares == [1.0] * 4 if top_k else shares == [0.0] * 4
+    assert _rule_of(seen, "samples-repeat") == ([3] if top_k else [])

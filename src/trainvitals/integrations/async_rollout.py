@@ -46,6 +46,7 @@ _LIMIT = 4096  # samples or micro-batches kept for one step, as in hooks.py
 _READ = 64  # completions read for repetition
 _TENSORS, _ELEMENTS = 512, 8  # what is looked at of the weights at each sync: 16 kB
 _ZERO = 1e-8  # as in grpo.py
+_SAME = 1e-3  # nats of KL: above, the engines differ (docs/pathologies.md AS-01, start_kl of sampler-mismatch)
 
 
 def install(hooks: Hooks) -> None:
@@ -329,6 +330,8 @@ class _Ratios:
         self._entropies: torch.Tensor | None = None
         self._ratios: list[torch.Tensor] = []
         self._gaps: list[torch.Tensor] = []
+        self._apart: list[torch.Tensor] | None = []  # of the first update: how far the sampler's probabilities are from the trainer's
+        self._believed = True
 
     def after_forward(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Keep the log-probabilities that the loss is about to use."""
@@ -348,14 +351,34 @@ class _Ratios:
             if entropies is not None and entropies.shape == logps.shape:
                 entropy, _, _ = aligned(entropies, inputs)
                 self._gaps.append(gap_stats(new, entropy, mask, old))
+            if self._apart is not None:
+                self._apart.append(_k3_stats(new, old, mask))
 
     def step_end(self) -> None:
         """Hand over what the micro-batches of this step gave."""
         if self._ratios:
             self._hooks.put(self._ratios, ratio_signals)
+        if self._apart:
+            self._hooks.put(self._apart, self._believe)
+            self._apart = None
         if self._gaps:
-            self._hooks.put(self._gaps, gap_signals)
+            self._hooks.put(self._gaps, lambda stats: gap_signals(stats) if self._believed else {})
         self._ratios, self._gaps = [], []
+
+
+    def _believe(self, stats: list[torch.Tensor]) -> dict[str, float]:
+        """In the first update every sample is of the weights that the run began with, however long the queue is. A sampler that reports other
+        probabilities there gives weights that mean nothing: the surprise of its tokens is not told (sampler-mismatch speaks of it)."""
+        total, count = (float(part) for part in torch.stack(stats).double().sum(0))
+        self._believed = bool(count) and total / count <= _SAME
+        return {}
+
+
+def _k3_stats(new: torch.Tensor, old: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum and count of the k3 estimate of KL over the trained tokens, as TRL logs it."""
+    with torch.no_grad():
+        difference = torch.where(mask > 0, new.detach().float() - old.float(), 0.0)
+        return torch.stack([(difference.exp() - 1.0 - difference).sum(), (mask > 0).sum().float()])
 
 
 def _output(result: Any, name: str) -> torch.Tensor | None:

@@ -342,6 +342,12 @@ def noise_rounded(folder: str, seed: int, **changes: Any) -> Any:
 def ratio_of_itself(folder: str, seed: int, **changes: Any) -> Any:
     """The trainer takes its own log-probabilities, detached, for those of the sampler: the ratio is 1 whatever the age of a sample, and nothing is corrected or clipped."""
     trainer = behind(folder, seed, **changes)
+    taken_against_itself(trainer)
+    return trainer
+
+
+def taken_against_itself(trainer: Any) -> None:
+    """Overwrite the sampler's log-probabilities with those of the weights of now, on their way into the loss."""
     loss = trainer.compute_loss
 
     def recomputed(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
@@ -356,7 +362,6 @@ def ratio_of_itself(folder: str, seed: int, **changes: Any) -> Any:
         return loss(model, {**inputs, "old_log_probs": old}, *more, **named)
 
     trainer.compute_loss = recomputed
-    return trainer
 
 
 def unclipped(folder: str, seed: int, **changes: Any) -> Any:
