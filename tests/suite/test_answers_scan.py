@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import build_preference as build
@@ -67,6 +68,8 @@ def texts_twice(rows: Any) -> Rows:
     ],
 )  # fmt: skip
 def test_the_question_in_front_of_the_answers(tmp_path, train, kind, change, share):
+    if change is said and tuple(map(int, version("trl").split(".")[:2])) < (1, 16):
+        pytest.skip("it cuts chats at the length of the prompt, so that a part of the question is left")
     rows = build.examples() if kind == "kto" else build.pairs()
     seen = train(getattr(build, kind)(str(tmp_path), data=Dataset.from_list(change(list(rows))), **FEW))
     assert seen.notices == []

@@ -17,7 +17,14 @@ from trainvitals.integrations.label_shift import MOVES, lying, move_of, moved_su
 pytestmark = pytest.mark.trl
 
 SHIFT, RULE = "token.label_shift", "labels-not-shifted"
-SETTINGS = {"learning_rate": 1e-4, "max_steps": 4, "per_device_train_batch_size": 2, "max_length": 64}
+SETTINGS = {"learning_rate": 1e-4, "max_steps": 8, "per_device_train_batch_size": 2, "max_length": 64}
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    """Where TRL has a choice, the loss that is a plain cross entropy."""
+    from trl import SFTConfig
+
+    return {**SETTINGS, **({"loss_type": "nll"} if "loss_type" in SFTConfig.__dataclass_fields__ else {}), **changes}
 
 
 def moved(trainer: Any, by: int) -> None:
@@ -38,11 +45,13 @@ def findings(seen: Any) -> set[str]:
 @pytest.mark.parametrize(("by", "shift"), [(0, 1.0), (1, 0.0), (-1, 2.0)], ids=["right", "repeats", "skips"])
 @pytest.mark.parametrize("steps", [1, 2], ids=["one", "accumulated"])
 def test_labels_that_are_moved_before_the_loss(tmp_path, train, by, shift, steps):
-    trainer = build.sft(str(tmp_path), rows=build.completions(), **SETTINGS, gradient_accumulation_steps=steps)
+    trainer = build.sft(str(tmp_path), rows=build.completions(), model=tiny.policy(tiny.tokenizer()), **settings(gradient_accumulation_steps=steps))
     moved(trainer, by)
     seen = train(trainer)
     assert seen.notices == []
-    assert seen.series(SHIFT) == dict.fromkeys((1, 2, 3, 4), shift)
+    told = seen.series(SHIFT)  # from logits not in each update: this policy knows little, and two of three cross entropies may be too near
+    assert len(told) >= 4
+    assert set(told.values()) == {shift}
     assert (RULE in findings(seen)) == (shift != 1)
     assert "padding-learned" not in findings(seen)
 
@@ -75,13 +84,13 @@ def test_a_loss_of_ones_own(tmp_path, train, by, own):
 
 
 def test_a_model_that_knows_nothing_and_another_loss_tell_nothing(tmp_path, train):
-    trainer = build.sft(str(tmp_path / "other"), rows=build.completions(), **SETTINGS)
+    trainer = build.sft(str(tmp_path / "other"), rows=build.completions(), **settings())
     right = trainer.compute_loss
     trainer.compute_loss = lambda model, inputs, *rest, **more: right(model, inputs, *rest, **more) * 1.5
     seen = train(trainer)
     assert seen.notices == []
     assert seen.series(SHIFT) == {}
-    seen = train(build.sft(str(tmp_path / "smooth"), rows=build.completions(), **SETTINGS, label_smoothing_factor=0.1))
+    seen = train(build.sft(str(tmp_path / "smooth"), rows=build.completions(), **settings(label_smoothing_factor=0.1)))
     assert SHIFT not in seen.start.emits
     flat = [30.0, 30.1, 29.9]
     assert move_of(3.0, flat, [10.0] * 3, [math.nan]) is None  # the three are too near each other
