@@ -250,6 +250,8 @@ def test_a_ratio_that_is_taken_against_the_policy_itself(tmp_path, train, itself
     if not any("forward" in vars(module) for module in trainer.model.modules()):
         pytest.skip("this TRL has no head that gives log-probabilities")
     if itself:
+        if tuple(int(part) for part in trl.split(".")[:2]) < (1, 13):
+            pytest.skip("the plant writes into batches as TRL packs them since 1.13")
         from tests.clinic.ward.cases_round7_rl import taken_against_itself
 
         taken_against_itself(trainer)
