@@ -103,7 +103,7 @@ def test_prompts_that_come_one_at_a_time() -> None:
     vocabulary = tiny.tokenizer()
     turns = look.turns_of(vocabulary, vocabulary, None, {})
     assert turns is not None
-    bare, whole = ([*vocabulary.apply_chat_template(ASKED[:1], add_generation_prompt=prompt)["input_ids"]] for prompt in (False, True))
+    bare, whole = ([*vocabulary.apply_chat_template(ASKED[:1], add_generation_prompt=prompt, return_dict=True)["input_ids"]] for prompt in (False, True))
     for batches, told in (([[bare] * 4, [whole] * 4], 0.5), ([[bare] * 4, [bare] * 4], 1.0), ([[bare, whole, whole]], 0.5), ([[whole] * 4] * 2, 0.0)):
         given: dict[str, float] = {}
         hooks: Any = SimpleNamespace(training=True, give=given.__setitem__)
@@ -151,7 +151,7 @@ def test_no_forward_pass_is_read_twice() -> None:
     put: list[Any] = []
     hooks: Any = SimpleNamespace(training=True, put=lambda tensors, compute: put.append(compute(tensors)))
     reader = look._Prompts(hooks, vocabulary, turns)
-    ids = vocabulary.apply_chat_template(ASKED[:1])["input_ids"]
+    ids = vocabulary.apply_chat_template(ASKED[:1], return_dict=True)["input_ids"]
     args = (None, torch.tensor([[0, 0, *ids]] * 2), torch.tensor([[0, 0] + [1] * len(ids)] * 2), None, None)
     reader.after_forward(None, args, {}, 0.0)
     reader.after_forward(None, args, {}, 0.0)
