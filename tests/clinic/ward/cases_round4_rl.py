@@ -216,7 +216,7 @@ CASES: tuple[Case, ...] = (
     ),
     _rloo(
         "second-judge", "From update 71 on a second judge pays three times as much for other letters (RS-12).", second_judge, 140, ["format-over-task", "component-dominates"],
-        ("over-optimization", "data"), ("over_optimizing", "drifting", "steady"), onset=70, twin="rloo-slow-twin", goal="reward.component_mean{component=vowels}", cure={"reward_weights": [1.0, 0.1]},
+        ("over-optimization", "data"), ("over_optimizing", "drifting", "steady"), onset=70, from_start=("dead-component",), twin="rloo-slow-twin", goal="reward.component_mean{component=vowels}", cure={"reward_weights": [1.0, 0.1]},
     ),
     _rloo(
         "outrun", "The level of a curriculum rises every five updates, whatever the policy can do (RS-02).", outrun, 90, ["advantage-collapse", "reward-collapse", "reward-drop"],
