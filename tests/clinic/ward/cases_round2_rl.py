@@ -313,7 +313,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "rloo-greedy-later", "rloo", f"From update {cases_rloo.BREAK + 1} on the sampler takes the likeliest token.", greedy_later, cases_rloo.STEPS, onset=cases_rloo.BREAK,
-        twin="rloo-twin", roots=("mode-collapse", "advantage-collapse", "samples-from-another-policy"), categories=("collapse",), verdicts=("collapsed", "stalled"), goal="-reward.group_zero_std_fraction",
+        twin="rloo-twin", roots=("mode-collapse", "advantage-collapse", "samples-from-another-policy", "samples-repeat"), categories=("collapse",), verdicts=("collapsed", "stalled"), goal="-reward.group_zero_std_fraction",
     ),
     Case(
         "ppo-gamma-zero", "ppo", "Gamma 0: the score reaches the last token only.", no_discounting, cases_ppo.STEPS, twin="ppo-twin",

@@ -180,7 +180,7 @@ CASES: tuple[Case, ...] = (
     ),
     _sft("answers-cut", "A length of 40 tokens ends most rows in the middle of their answer.", cut, STEPS, ["end-token-missing", "rows-without-labels", "labels-masked", "answers-truncated"],
          ("data", "config"), LEARNS, cure={"max_length": 64}),
-    _sft("labels-shifted", "Labels are shifted once too often: the model learns the token after the next.", labels_shifted, STEPS, ["overfitting", "evaluation-contradicts", "no-rule:labels-shifted"],
+    _sft("labels-shifted", "Labels are shifted once too often: the model learns the token after the next.", labels_shifted, STEPS, ["overfitting", "evaluation-contradicts", "no-rule:labels-shifted", "labels-not-shifted"],
          ("data", "over-optimization"), ("over_optimizing", "drifting")),
     _sft("padding-learned", "Batches are padded to 64 tokens and the padding is trained on.", padding_learned, STEPS, ["loss-too-low", "padding-learned"], ("data", "efficiency"), LEARNS),
     _sft("sorted", "Rows are sorted by answer and read in order.", sorted_rows, STEPS, ["completion-drift", "prompt-drift", "loss-spike", "overfitting", "data-sorted"],
