@@ -75,7 +75,7 @@ def test_an_end_token_that_is_the_pad_token(tmp_path, observe):
     patient = observe(build.sft(str(tmp_path / "fault"), vocabulary=vocabulary, collator=build.MaskPadding(vocabulary), **CALM))
     line = headline(patient, "end-token-missing")
     assert patient.loud["end-token-missing"] <= 6
-    assert "Only 0% of the training sequences have an end token among their labels." in line
+    assert "Only 0% of the training sequences end their last answer with an end token that is learned." in line
     assert "Use a pad token that is not the end token" in line
     twin = observe(build.sft(str(tmp_path / "twin"), collator=build.MaskPadding(tiny.tokenizer()), **CALM))
     assert twin.loud == {}
