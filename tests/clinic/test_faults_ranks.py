@@ -82,7 +82,7 @@ def test_a_fault_in_the_data_of_another_rank(two_ranks):
     assert alone == 1.0  # the first update, of which nobody has heard yet
     assert together[-1] == 0.5
     assert ("end-token-missing", None) in fired(folder / "endless")
-    assert "of the training sequences have an end token among their labels" in printed
+    assert "of the training sequences end their last answer with an end token that is learned" in printed
 
 
 def test_a_rank_whose_weights_drift(two_ranks):
