@@ -94,9 +94,9 @@ def test_a_verifier_that_finds_the_answer_anywhere_is_used_up_while_the_checker_
     def alone(completions: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
         return [float(tiny.text_of(text) == "e" and tiny.END_ID in ids) for text, ids in zip(completions, completion_ids, strict=True)]
 
-    made = tiny.grpo(str(tmp_path), reward=contained, callbacks=[HeldoutProbe(alone, PROMPTS, every=EVERY)], **{**SETTINGS, "max_steps": 140})
+    made = tiny.grpo(str(tmp_path), reward=contained, callbacks=[HeldoutProbe(alone, PROMPTS, every=EVERY)], **{**SETTINGS, "max_steps": 90})
     patient = observe(made)
-    assert scores(patient)[140] < 0.1
+    assert scores(patient)[90] < 0.1
     assert min(patient.loud, key=patient.loud.__getitem__) == "checker-unmoved", patient.said
     assert any("the held-out checker stands at 0" in line for line in patient.said)
     assert patient.monitor.verdict.state == "over_optimizing"
