@@ -87,7 +87,7 @@ class OptimEvent(Event):
     nonfinite_grads: float | None = signal("count", "Parameters whose gradient holds a NaN or Inf at this step.", low=0)
     update_ratio: float | None = signal("ratio", "Norm of the parameter update over norm of the parameters.", low=0)
     update_lost_fraction: float | None = signal("fraction", "Of a sample of the trained numbers that had a gradient, the share that the optimizer's step left exactly as they were; told where weights are in bfloat16 or float16 and the optimizer writes into them without a finer copy.", low=0, high=1)
-    moved_outside_ratio: float | None = signal("ratio", "Between the end of the update before and this one's step: norm of what changed in a trained tensor over its norm, of those sampled the one that changed most. 0 unless something other than the optimizer writes the weights.", low=0)
+    moved_outside_ratio: float | None = signal("ratio", "Between the end of the update before and this one's step: norm of what changed in a sample of the trained weights over their norm, of matrices or of vectors (norms, biases), whichever is larger. 0 unless something other than the optimizer writes the weights.", low=0)
     clipped_step: float | None = signal("fraction", "1 when this step's gradient norm was above max_grad_norm, else 0.", low=0, high=1)
     trainable_fraction: float | None = signal("fraction", "Share of the model's parameters that are trained, at the first update.", low=0, high=1, cadence="once")
     trainable_with_grad: float | None = signal("fraction", "Share of trainable parameters that received a gradient.", low=0, high=1)

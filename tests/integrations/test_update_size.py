@@ -196,9 +196,12 @@ def test_what_changes_between_two_updates_is_told_at_the_second() -> None:
     model, size, later = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.LayerNorm(4)), UpdateSize(), Later()
     assert stepped(size, model, later) == {}, "before the first update nobody asks"
     assert stepped(size, model, later) == {"optim.moved_outside_ratio": 0}
+    before = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.dim() == 1]).norm()
     with torch.no_grad():
-        model[1].weight.mul_(1.25)  # a norm: four numbers of forty-four
-    assert stepped(size, model, later) == {"optim.moved_outside_ratio": pytest.approx(0.25)}
+        changed = 0.25 * model[1].weight.norm()
+        model[1].weight.mul_(1.25)  # a norm: four numbers of forty-four, and the vectors are asked by themselves
+    assert stepped(size, model, later) == {"optim.moved_outside_ratio": pytest.approx(float(changed / before))}
+    assert changed / before > 0.2
     assert stepped(size, model, later) == {"optim.moved_outside_ratio": 0}
     with torch.no_grad():
         model[0].weight[1, 2] = math.nan
@@ -214,7 +217,8 @@ def test_another_training_and_a_layer_wise_optimizer_are_not_asked() -> None:
     assert stepped(size, model, later) == {}
     dummy = type("LayerWiseDummyOptimizer", (), {})()
     assert stepped(size, model, later, dummy) == {}
-    assert moved_outside([torch.tensor([[0.0, 0.0]])]) == {}, "a tensor of zeros has no size"
+    assert moved_outside([torch.tensor(0.0), torch.tensor(0.0)]) == {}, "weights of zero have no size"
+    assert moved_outside([torch.tensor(x) for x in (1.0, 4.0, 1.0, 2.0)]) == {"optim.moved_outside_ratio": 0.5}
 
 
 def test_a_checkpoint_remembers_a_few_numbers_of_the_weights() -> None:

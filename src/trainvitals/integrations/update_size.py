@@ -45,11 +45,12 @@ class UpdateSize:
         self._views: list[torch.Tensor] = []
         self._before: torch.Tensor | None = None
         self._model: torch.nn.Module | None = None
-        self._all: list[torch.Tensor] = []  # views on the matrices and on some vectors: norms and biases are few numbers, and decide much
-        self._left: list[torch.Tensor] = []  # those as the newest update left them
+        self._vectors: list[torch.Tensor] = []  # norms and biases are few numbers, and decide much
+        self._left: list[torch.Tensor] = []  # matrices and vectors as the newest update left them, each joined
         self._expected: list[float] = []
-        self._rough: list[torch.nn.Parameter] = []
-        self._asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # view of a rough matrix, its numbers before, which had a gradient
+        self._sampled: list[torch.nn.Parameter] = []
+        self._rough: set[int] = set()
+        self._asked: torch.Tensor | None = None  # which numbers of the sample are rough and had a gradient
 
     def begin(self) -> None:
         """A training begins: whatever was done to the weights before it is nobody's business."""
@@ -57,7 +58,7 @@ class UpdateSize:
 
     def mark(self) -> list[float]:
         """A few numbers of each sampled tensor as the newest update left them, for the checkpoint."""
-        return torch.cat([left[:MARKED].float().cpu() for left in self._left]).tolist() if self._left else []
+        return marked([*self._views, *self._vectors]) if self._left else []
 
     def expect(self, mark: list[float]) -> None:
         """The run goes on from a checkpoint with that `mark`: the next `before` says whether these are its weights."""
@@ -78,16 +79,16 @@ class UpdateSize:
         if new:
             chosen, moved = sampled(model.parameters()), moved_in_place(optimizer)
             self._model, self._views = model, [strided(p.detach()) for p in chosen]
-            self._rough = [p for p in chosen if p.dtype in ROUGH and id(p) in moved]
-            self._all, self._left = [*self._views, *vectors(model.parameters())], []
+            self._sampled, self._rough = chosen, {id(p) for p in chosen if p.dtype in ROUGH and id(p) in moved}
+            self._vectors, self._left = vectors(model.parameters()), []
         self._before = _joined(self._views)
         if later is not None and self._left and "Dummy" not in type(getattr(optimizer, "optimizer", optimizer)).__name__:  # a layer-wise optimizer steps in the backward pass
-            later.put([torch.stack([torch.stack([(view - left).norm(), left.norm()]).float() for view, left in zip(self._all, self._left, strict=True)])], moved_outside)
-        with_gradient = [p for p in self._rough if p.grad is not None and p.grad.is_contiguous()]
-        self._asked = [(strided(p.detach()), strided(p.detach()).clone(), strided(p.grad) != 0) for p in with_gradient]
+            now = _parts(self._before, self._vectors)
+            later.put([norm for new, old in zip(now, self._left, strict=True) for norm in ((new - old).norm(), old.norm())], moved_outside)
+        self._asked = torch.cat([asked(p, id(p) in self._rough) for p in self._sampled]) if self._rough else None
         values = {"optim.trainable_fraction": trainable_fraction(model)} if new else {}
         expected, self._expected = self._expected, []
-        return {**values, **differing(expected, self._all)} if expected else values
+        return {**values, **differing(expected, marked([*self._views, *self._vectors]))} if expected else values
 
     def after(self, later: Later) -> None:
         """Compare; call it after the step. Without `before` nothing happens."""
@@ -96,13 +97,11 @@ class UpdateSize:
             return
         now = _joined(self._views)
         assert now is not None
-        self._left = [view.clone() for view in self._all]
+        self._left = _parts(now, self._vectors)
         moved = torch.linalg.vector_norm(now - before)
         later.put([moved, torch.linalg.vector_norm(before)], update_ratio)
-        asked, self._asked = self._asked, []
-        if asked:
-            lost = torch.stack([((view == old) & wanted).sum() for view, old, wanted in asked]).sum()
-            later.put([lost, torch.stack([wanted.sum() for _, _, wanted in asked]).sum()], lost_fraction)
+        if self._asked is not None:
+            later.put([((now == before) & self._asked).sum(), self._asked.sum()], lost_fraction)
 
 
 def sampled(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
@@ -125,6 +124,13 @@ def vectors(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
 def strided(matrix: torch.Tensor) -> torch.Tensor:
     """View on the numbers that stand for a matrix, `NUMBERS` at most: it shows them as they are whenever it is read."""
     return matrix.view(-1)[:: stride(matrix.numel(), matrix.shape[-1])][:NUMBERS]
+
+
+def asked(p: torch.nn.Parameter, rough: bool) -> torch.Tensor:
+    """Which of a matrix's numbers in the sample had a gradient; none where it is not `rough`."""
+    if not rough or p.grad is None or not p.grad.is_contiguous():
+        return torch.zeros(len(strided(p.detach())), dtype=torch.bool, device=p.device)
+    return strided(p.grad) != 0
 
 
 def moved_in_place(optimizer: Any) -> set[int]:
@@ -156,6 +162,11 @@ def stride(numbers: int, row: int) -> int:
     return step
 
 
+def _parts(matrices: torch.Tensor, vectors: list[torch.Tensor]) -> list[torch.Tensor]:
+    joined = _joined(vectors)
+    return [matrices] if joined is None else [matrices, joined]
+
+
 def _joined(views: list[torch.Tensor]) -> torch.Tensor | None:
     return torch.cat([view.float() for view in views]) if views else None
 
@@ -173,20 +184,27 @@ def lost_fraction(tensors: list[torch.Tensor]) -> dict[str, float]:
 
 
 def moved_outside(tensors: list[torch.Tensor]) -> dict[str, float]:
-    """``optim.moved_outside_ratio``: in the tensor that changed most, norm of the change over norm of what it was; tensors that were 0 are left out.
+    """``optim.moved_outside_ratio``: norm of what changed over norm of what was, of matrices or of vectors, whichever is larger; NaN where weights became NaN.
 
     Args:
-        tensors: Of each sampled tensor one row: norm of what changed between two updates, norm before.
+        tensors: Norm of the change and norm before: of the matrices, then of the vectors where there are any. What was all 0 is left out.
     """
-    ratios = [moved / size for moved, size in tensors[0].tolist() if size > 0]
+    numbers = [float(tensor) for tensor in tensors]
+    ratios = [moved / size for moved, size in zip(numbers[::2], numbers[1::2], strict=True) if size != 0.0]
     return {"optim.moved_outside_ratio": max(ratios, key=lambda ratio: math.inf if math.isnan(ratio) else ratio)} if ratios else {}
 
 
-def differing(expected: list[float], views: Iterable[torch.Tensor]) -> dict[str, float]:
+def marked(views: Iterable[torch.Tensor]) -> list[float]:
+    """The first `MARKED` numbers of each tensor."""
+    return [float(number) for view in views for number in view[:MARKED].tolist()]
+
+
+def differing(expected: list[float], found: list[float]) -> dict[str, float]:
     """``optim.resumed_differing_fraction``: share of the numbers that a checkpoint remembers which are others now, by more than half precision explains.
 
     Nothing where another number of them is sampled: something else is trained, by another plan.
     """
-    now = torch.cat([view[:MARKED].float().cpu() for view in views])
-    then = torch.tensor(expected)
-    return {"optim.resumed_differing_fraction": float(((now - then).abs() > 0.01 * then.abs() + 1e-6).float().mean())} if len(now) == len(then) else {}
+    if len(found) != len(expected):
+        return {}
+    others = [not abs(now - then) <= 0.01 * abs(then) + 1e-6 for now, then in zip(found, expected, strict=True)]
+    return {"optim.resumed_differing_fraction": sum(others) / len(others)}
