@@ -175,6 +175,18 @@ def test_an_optimizer_with_a_finer_copy_loses_nothing_and_says_nothing() -> None
     assert moved_in_place(wrapped) == {id(model.weight)}
 
 
+def test_only_rough_matrices_can_lose_a_step() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False).bfloat16(), torch.nn.Linear(8, 4, bias=False))
+    for layer in model:
+        torch.nn.init.ones_(layer.weight)
+        layer.weight.grad = torch.full_like(layer.weight, 0.5 if layer.weight.dtype == torch.bfloat16 else 1e-9)
+    optimizer, size, later = torch.optim.SGD(model.parameters(), lr=1.0), UpdateSize(), Later()
+    size.before(model, optimizer)
+    optimizer.step()
+    size.after(later)
+    assert later.ready()["optim.update_lost_fraction"] == 0, "the step of the float32 matrix is below its last bit, and not asked about"
+
+
 def test_without_any_gradient_nothing_is_lost() -> None:
     assert lost_fraction([torch.tensor(0), torch.tensor(0)]) == {}
 

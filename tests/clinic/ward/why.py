@@ -51,6 +51,11 @@ advised along with the rate. For a rate of 0 in the configuration TRL's default 
 A larger label_smoothing against exploding margins was never forked and is no longer advised.
 """
 CURE_MISSED: dict[str, str] = {
+    "grpo-length-bonus": "The bonus fills the cap first: the first suggestion is a larger one, which gives the bonus more room. The right weights cure one of two.",
+    "grpo-micro-batches-not-divided": "Its effects are told, each with a remedy of its own; that the loss is not divided nobody says. In one seed the right rate is behind its twins as well.",
+    "sft-mean-of-means": "Half as many micro-batches is half of the repair; in one seed the right change is behind its twins too.",
+    "async_grpo-raw-logps": "What the sampler reports is wrong: sampler-mismatch advises in words, no parameter of ours repairs it.",
+    "grpo-format-wins": "In one seed nothing is told; in the other the advice is in words, and the right weights come too late as well.",
     "distillation-cap-short": "In seed 5 one answer of 80 is still cut at the end; in the healthy twins none is.",
     "kto-imbalance": "Resumed from update 30 even the right weight does not bring back the likelihood of the chosen answers. It was judged by the loss before, which holds the weights.",
     "grpo-entropy-bonus": "In seed 5 cut answers are told before the bonus that makes them: the first suggestion is more room for noise.",
