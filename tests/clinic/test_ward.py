@@ -12,10 +12,10 @@ import pytest
 from tests.clinic.ward import __main__ as commands
 from tests.clinic.ward import effect, fresh, goals, intervals, report, rounds
 from tests.clinic.ward.case import HEALTHY_STATES, Case
-from tests.clinic.ward.cases import CASES, ROUND_THREE, ROUND_TWO, by_id
+from tests.clinic.ward.cases import BY_ROUND, CASES, by_id
 from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
 from tests.clinic.ward.onset import Twins, series, visible
-from tests.clinic.ward.record import first_recorded, load, record_all, save, seeds_in, thin
+from tests.clinic.ward.record import first_recorded, load, record_all, save, thin
 from tests.clinic.ward.score import Alarm, Judged, judge, ranked, set_aside, split_of
 from tests.clinic.ward.tally import Share, first_scored, per_rule, tally
 
@@ -217,16 +217,6 @@ def test_a_case_of_a_later_round_is_whole(which: rounds.Round, case: Case) -> No
         assert not any("ts" in record or "/" in json.dumps(record.get("config", {})) for record in records[:1])
 
 
-def test_seeds_of_the_second_round_lie_apart() -> None:
-    for case in CASES:
-        assert seeds_in(case.id, rounds.TWO.folder) <= set(rounds.seeds(rounds.TWO, case))
-        assert not seeds_in(case.id) & set(rounds.seeds(rounds.TWO, case))
-    for case in (*CASES, *ROUND_TWO):
-        assert not set(rounds.seeds(rounds.THREE, case)) & (seeds_in(case.id) | seeds_in(case.id, rounds.TWO.folder))
-    for case in (*CASES, *ROUND_TWO, *ROUND_THREE):
-        assert not set(rounds.seeds(rounds.FOUR, case)) & {seed for which in (rounds.TWO, rounds.THREE) for seed in seeds_in(case.id, which.folder)}
-
-
 @pytest.mark.parametrize("which", [*rounds.ROUNDS.values()], ids=lambda which: which.word)
 def test_a_later_round_is_judged_only_by_its_name(which: rounds.Round, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     def looked(*_: object) -> list[Judged]:
@@ -252,7 +242,7 @@ def test_a_later_round_is_recorded_into_its_own_folder(monkeypatch) -> None:  # 
     assert asked == [("sft-moe-twin", by_id("sft-moe-twin").seeds, "recordings_3"), ("orpo-twin", (7, 8), "recordings_3")]
     asked.clear()
     assert commands.main(["record", "--round-three"]) == 0
-    assert [case_id for case_id, _, _ in asked] == [case.id for case in ROUND_THREE]
+    assert [case_id for case_id, _, _ in asked] == [case.id for case in BY_ROUND["three"]]
 
 
 def test_the_effect_is_shown_beside_the_twins_that_were_recorded_first() -> None:
@@ -261,7 +251,7 @@ def test_the_effect_is_shown_beside_the_twins_that_were_recorded_first() -> None
     assert effect.twins_of(by_id("orpo-twin")) == []
 
 
-def _stand_ins(which: rounds.Round = rounds.TWO) -> list[Judged]:
+def _stand_ins(which: rounds.Round = rounds.ALL[0]) -> list[Judged]:
     """Two runs of the development half under a later round's name: its own must not be judged by a test."""
     sick, twin = by_id("sft-rate-jump"), by_id("sft-twin")
     found = [judge(load(case.id)[0], case, 0, load_rules()) for case in (sick, twin)]
@@ -299,13 +289,14 @@ def test_a_page_is_judged_by_the_newest_round_that_was_scored(monkeypatch) -> No
         assert [word for word in reversed(words) if f"| round {word}: new case | " in page] == [*reversed(looked)]
         assert sorted(page.index(f"## {which.title}") for which in rounds.ROUNDS.values() if which.word in looked) == [page.index(f"## {rounds.ROUNDS[f'round-{word}'].title}") for word in reversed(looked)]
         assert not any(f"**round {word}**" in page or f"round {word}: new" in page for word in waits)
-        assert report.judges([*reversed(looked)]) in page
+        assert report.judges([rounds.ROUNDS[f"round-{word}"] for word in reversed(looked)]) in page
 
 
 def test_which_runs_count_is_said_in_words() -> None:
+    two, three, four = rounds.ALL[:3]
     assert report.judges([]) == "only they count for the goals"
-    assert report.judges(["two"]) == "the goals were judged by them until a second round of faults was scored (docs/decisions/0009), which counts now"
-    assert report.judges(["four", "three", "two"]) == (
+    assert report.judges([two]) == "the goals were judged by them until a second round of faults was scored (docs/decisions/0009), which counts now"
+    assert report.judges([four, three, two]) == (
         "the goals were judged by them until a second, a third, then a fourth round of faults were scored (docs/decisions/0009, 0011 and 0012), the last of which counts now"
     )
 

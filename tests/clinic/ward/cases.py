@@ -39,19 +39,22 @@ CASES: tuple[Case, ...] = (
     *cases_preference.CASES,
     *cases_distillation.CASES,
 )
-ROUND_TWO: tuple[Case, ...] = (*cases_round2_rl.CASES, *cases_round2_preference.CASES, *cases_round2_supervised.CASES)
-"""What the second round adds: faults and healthy settings that were written after the rules, by somebody who did not read them (docs/decisions/0009)."""
-ROUND_THREE: tuple[Case, ...] = (*cases_round3_rl.CASES, *cases_round3_preference.CASES, *cases_round3_supervised.CASES)
-"""The same of the third round: faults that were drawn by lot from the catalogue of failures (docs/decisions/0011)."""
-ROUND_FOUR: tuple[Case, ...] = (*cases_round4_rl.CASES, *cases_round4_sampled.CASES, *cases_round4_offline.CASES)
-"""The same of the fourth round: drawn by lot again, with another order (docs/decisions/0012)."""
-ROUND_FIVE: tuple[Case, ...] = (*cases_round5_rl.CASES, *cases_round5_offline.CASES)
-"""The same of the fifth round: what people reported in public (docs/decisions/0013)."""
-ROUND_SIX: tuple[Case, ...] = (*cases_round6_rl.CASES, *cases_round6_offline.CASES)
-"""The same of the sixth round: bugs that frameworks had and mended (docs/decisions/0014)."""
-ROUND_SEVEN: tuple[Case, ...] = (*cases_round7_rl.CASES, *cases_round7_offline.CASES)
-"""The same of the seventh round: what people reported or mended, one query for each symptom (docs/decisions/0015)."""
-EVERY: tuple[Case, ...] = (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE, *ROUND_SIX, *ROUND_SEVEN)
+BY_ROUND: dict[str, tuple[Case, ...]] = {
+    "two": (*cases_round2_rl.CASES, *cases_round2_preference.CASES, *cases_round2_supervised.CASES),
+    "three": (*cases_round3_rl.CASES, *cases_round3_preference.CASES, *cases_round3_supervised.CASES),
+    "four": (*cases_round4_rl.CASES, *cases_round4_sampled.CASES, *cases_round4_offline.CASES),
+    "five": (*cases_round5_rl.CASES, *cases_round5_offline.CASES),
+    "six": (*cases_round6_rl.CASES, *cases_round6_offline.CASES),
+    "seven": (*cases_round7_rl.CASES, *cases_round7_offline.CASES),
+}
+"""What each later round adds, by its word: faults and healthy settings that were written after the rules, by somebody who did not read them. `rounds` tells how each was chosen."""
+EVERY: tuple[Case, ...] = (*CASES, *(case for cases in BY_ROUND.values() for case in cases))
+
+
+def before(word: str) -> tuple[Case, ...]:
+    """Every case of the rounds before that one."""
+    words = [*BY_ROUND]
+    return (*CASES, *(case for older in words[: words.index(word)] for case in BY_ROUND[older]))
 
 
 def by_id(case_id: str) -> Case:

@@ -13,8 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from tests.clinic.ward import rounds
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.cases import CASES, EVERY, ROUND_FIVE, ROUND_FOUR, ROUND_SEVEN, ROUND_SIX, ROUND_THREE, ROUND_TWO
+from tests.clinic.ward.cases import CASES, EVERY
 from tests.clinic.ward.record import FOLDER, record_all
 from tests.clinic.ward.score import Judged, judge_all, set_aside
 from tests.clinic.ward.tally import tally
@@ -30,7 +31,7 @@ def groups() -> dict[str, tuple[Case, ...]]:
     aside = set(set_aside()["faults"])
     named = {
         "first round, set aside": (case for case in CASES if case.id in aside), "first round, the others": (case for case in CASES if case.id not in aside),
-        "second round": ROUND_TWO, "third round": ROUND_THREE, "fourth round": ROUND_FOUR, "fifth round": ROUND_FIVE, "sixth round": ROUND_SIX, "seventh round": ROUND_SEVEN,
+        **{f"{each.nth} round": each.cases for each in rounds.ALL},
     }  # fmt: skip
     return {name: tuple(case for case in cases if case.sick) for name, cases in named.items()}
 

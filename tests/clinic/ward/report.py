@@ -43,18 +43,15 @@ shares, exact Poisson for rates. The five seeds of a fault are not independent o
 one fault decides: read the table by case as well.
 """
 
-def judges(words: Sequence[str]) -> str:
-    """Which runs the goals are judged by, from the names of the later rounds that were scored, the newest first."""
-    if not words:
+def judges(scored: Sequence[rounds.Round]) -> str:
+    """Which runs the goals are judged by, from the later rounds that were scored, the newest first."""
+    if not scored:
         return "only they count for the goals"
-    *older, newest = reversed(words)
-    listed = f"a second, {', then '.join(NTH[word] for word in [*older[1:], newest])}" if older else "a second"
-    pages = " and ".join(filter(None, [", ".join(DECISIONS[word] for word in older), DECISIONS[newest]]))
+    *older, newest = reversed(scored)
+    names = [f"{'an' if each.nth.startswith('e') else 'a'} {each.nth}" for each in (*older, newest)]
+    listed = f"{', '.join(names[:-1])}, then {names[-1]}" if older else names[0]
+    pages = " and ".join(filter(None, [", ".join(each.decision for each in older), newest.decision]))
     return f"the goals were judged by them until {listed} round of faults {'were' if older else 'was'} scored (docs/decisions/{pages}), {'the last of ' if older else ''}which counts now"
-
-
-NTH = {"three": "a third", "four": "a fourth", "five": "a fifth", "six": "a sixth", "seven": "a seventh"}
-DECISIONS = {"two": "0009", "three": "0011", "four": "0012", "five": "0013", "six": "0014", "seven": "0015"}
 
 
 def build() -> str:
@@ -71,7 +68,7 @@ def build() -> str:
     columns: list[goals.Column] = [(f"round {which.word}", kept, tally(those, every)) for which, kept, those in later]
     columns += [("set aside", FIRST_SCORED, tally(aside, cases)), ("development half", None, tally(dev, cases))]
     parts = [
-        HEAD.format(judged=judges([which.word for which, _, _ in later])), _counts(found, cases), goals.judged(columns[0], *_cured(every, unseen=True)), goals.round_by_round(columns), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
+        HEAD.format(judged=judges([which for which, _, _ in later])), _counts(found, cases), goals.judged(columns[0], *_cured(every, unseen=True)), goals.round_by_round(columns), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
         _healthy(found, cases), fresh.section(), _rules(found, cases), _cure(every), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *runs], every),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
@@ -118,7 +115,7 @@ def of_round(which: rounds.Round, found: Sequence[Judged], cases: Mapping[str, C
     sick = {run.case for run in new if run.sick}
     nameless = sum(any(root.startswith(NO_RULE) for root in cases[case_id].roots) for case_id in sick)
     text = (
-        f"{which.chosen} Of {len(sick)} new faults {nameless} have a cause that no rule's title says: there a true description of the effect counts as "
+        f"{which.chosen} (docs/decisions/{which.decision}). Of {len(sick)} new faults {nameless} have a cause that no rule's title says: there a true description of the effect counts as "
         "named, where one exists.\n\n"
     )
     head = ("case", "what", "healthy updates before", "detected", "median delay", "root first", "first headline", "last verdict (right)")

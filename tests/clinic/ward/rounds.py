@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.clinic.ward.case import Case
-from tests.clinic.ward.cases import CASES, ROUND_FIVE, ROUND_FOUR, ROUND_SEVEN, ROUND_SIX, ROUND_THREE, ROUND_TWO
+from tests.clinic.ward.cases import BY_ROUND, before
 from tests.clinic.ward.record import FOLDERS, record_all
 from tests.clinic.ward.score import Judged, Split, listed, splits
 from tests.clinic.ward.score import judge_all as judge_in
@@ -28,19 +28,32 @@ class Round:
 
     Attributes:
         word: Its name: ``round two`` on the page, ``--round-two`` and ``--split round-two`` on the command line.
-        number: Its place, in `why`'s ``FIRST_SCORED_2``.
-        title: Of its part of the page.
-        chosen: How it was chosen, in a sentence.
-        cases: What is new in it.
-        older: Cases of earlier rounds, of which it may have new seeds.
+        number: Its place, in `why`'s ``FIRST_SCORED_2`` and ``set_aside_2.json``.
+        nth: The same in words.
+        decision: The page in docs/decisions that tells how it was made.
+        chosen: How it was chosen, a sentence without its end.
     """
 
     word: str
     number: int
-    title: str
+    nth: str
+    decision: str
     chosen: str
-    cases: tuple[Case, ...]
-    older: tuple[Case, ...]
+
+    @property
+    def title(self) -> str:
+        """Of its part of the page."""
+        return f"The {self.nth} round"
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """What is new in it."""
+        return BY_ROUND[self.word]
+
+    @property
+    def older(self) -> tuple[Case, ...]:
+        """Cases of earlier rounds, of which it may have new seeds."""
+        return before(self.word)
 
     @property
     def folder(self) -> Path:
@@ -53,37 +66,33 @@ class Round:
         return splits(self.word)
 
 
-TWO = Round(
-    "two", 2, "The second round",
-    "Faults, healthy settings and seeds that were written after the rules, by somebody who did not read them, and recorded before anybody scored them (docs/decisions/0009).",
-    ROUND_TWO, CASES,
+ALL = (
+    Round(
+        "two", 2, "second", "0009",
+        "Faults, healthy settings and seeds that were written after the rules, by somebody who did not read them, and recorded before anybody scored them",
+    ),
+    Round(
+        "three", 3, "third", "0011",
+        "Faults that were drawn by lot from a catalogue of failures, new healthy settings and seeds, written by somebody who did not read the rules, and recorded before anybody scored them",
+    ),
+    Round(
+        "four", 4, "fourth", "0012",
+        "Faults that were drawn by lot from the catalogue a second time, new healthy settings and seeds, written by somebody who did not read the rules, and recorded before anybody scored them",
+    ),
+    Round(
+        "five", 5, "fifth", "0013",
+        "Faults and healthy settings that people reported in public, taken in the order in which a search gave them, written by somebody who did not read the rules, and recorded before anybody scored them",
+    ),
+    Round(
+        "six", 6, "sixth", "0014",
+        "Bugs that training frameworks had and mended, and what people took for bugs in vain, in the order in which a search gave them, planted by two authors who did not read the rules; which rules name a fault was said by a third person who saw the descriptions alone",
+    ),
+    Round(
+        "seven", 7, "seventh", "0015",
+        "What people reported or mended, one query for a symptom and the hits in the order in which a search gave them, planted by two authors who did not read the rules; which rules name a fault was said by a third person who saw the descriptions alone",
+    ),
 )  # fmt: skip
-THREE = Round(
-    "three", 3, "The third round",
-    "Faults that were drawn by lot from a catalogue of failures, new healthy settings and seeds, written by somebody who did not read the rules, and recorded before anybody scored them (docs/decisions/0011).",
-    ROUND_THREE, (*CASES, *ROUND_TWO),
-)  # fmt: skip
-FOUR = Round(
-    "four", 4, "The fourth round",
-    "Faults that were drawn by lot from the catalogue a second time, new healthy settings and seeds, written by somebody who did not read the rules, and recorded before anybody scored them (docs/decisions/0012).",
-    ROUND_FOUR, (*CASES, *ROUND_TWO, *ROUND_THREE),
-)  # fmt: skip
-FIVE = Round(
-    "five", 5, "The fifth round",
-    "Faults and healthy settings that people reported in public, taken in the order in which a search gave them, written by somebody who did not read the rules, and recorded before anybody scored them (docs/decisions/0013).",
-    ROUND_FIVE, (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR),
-)  # fmt: skip
-SIX = Round(
-    "six", 6, "The sixth round",
-    "Bugs that training frameworks had and mended, and what people took for bugs in vain, in the order in which a search gave them, planted by two authors who did not read the rules; which rules name a fault was said by a third person who saw the descriptions alone (docs/decisions/0014).",
-    ROUND_SIX, (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE),
-)  # fmt: skip
-SEVEN = Round(
-    "seven", 7, "The seventh round",
-    "What people reported or mended, one query for a symptom and the hits in the order in which a search gave them, planted by two authors who did not read the rules; which rules name a fault was said by a third person who saw the descriptions alone (docs/decisions/0015).",
-    ROUND_SEVEN, (*CASES, *ROUND_TWO, *ROUND_THREE, *ROUND_FOUR, *ROUND_FIVE, *ROUND_SIX),
-)  # fmt: skip
-ROUNDS = {f"round-{each.word}": each for each in (TWO, THREE, FOUR, FIVE, SIX, SEVEN)}
+ROUNDS = {f"round-{each.word}": each for each in ALL}
 
 
 def seeds(which: Round, case: Case) -> tuple[int, ...]:
