@@ -296,7 +296,7 @@ class TokenEvent(Event):
     pad_label_fraction: float | None = signal("fraction", "Share of labels that are padding: masked out, or pad tokens at the end of a row (behind the first two, where the pad token ends an answer).", low=0, high=1, emitters="sft gkd")
     commonest_answer_fraction: float | None = signal("fraction", "Share of the newest 64 to 512 labelled sequences of this rank whose labels are the commonest of them, token by token.", low=0, high=1, emitters="sft gkd")
     label_shift: float | None = signal("tokens", "How many tokens behind the token that is read the one lies that the model is trained to write there: 1 in sound training, 0 when it learns to repeat what it reads, 2 when it skips one. From how labels lie on the tokens, and from the cross entropy that the loss is; told where both are plain.", emitters="sft transformers", cadence="sample")
-    doubled_template_fraction: float | None = signal("fraction", "Share of sequences (first micro-batch) that begin with two BOS tokens or open a turn inside an open turn.", low=0, high=1, emitters="sft gkd")
+    doubled_template_fraction: float | None = signal("fraction", "Share of sequences (of the first micro-batch, or of a generation batch's prompts) that begin with two BOS tokens or open a turn inside an open turn.", low=0, high=1, emitters="sft gkd dpo kto orpo cpo tpo bco reward grpo rloo online_dpo")
 
 
 class MoeEvent(Event):

@@ -16,7 +16,6 @@ from trainvitals.integrations.reward_model import pair_lengths, score_signals
 from trainvitals.integrations.supervised import (
     SIGNALS,
     answer_prints,
-    doubled_counts,
     label_counts,
     label_signals,
     padding_counts,
@@ -77,7 +76,6 @@ def slowly(batch: dict[str, torch.Tensor], end: int, limit: int) -> dict[str, fl
         "token.label_fraction": sum(tokens) / len(tokens),
         "token.unlabelled_batch_fraction": float(not labelled),
         "token.unlabelled_sequence_fraction": 1 - len(labelled) / len(rows),
-        "token.doubled_template_fraction": 0.0,
     }
     if any(tokens):
         values["token.pad_label_fraction"] = 0.0
@@ -192,16 +190,6 @@ def test_an_end_token_that_is_masked_as_padding(tmp_path, train):
     assert set(twin.series("token.end_label_fraction").values()) == {1.0}
 
 
-def test_a_template_that_is_applied_twice(tmp_path, train):
-    def doubled(**changes: Any) -> set[float]:
-        return set(train(build.sft(str(tmp_path), **CALM, **changes)).series("token.doubled_template_fraction").values())
-
-    vocabulary = build.with_bos(tiny.tokenizer())
-    assert doubled(vocabulary=vocabulary) == {0.0}
-    assert doubled(vocabulary=vocabulary, rows=build.rendered(vocabulary)) == {1.0}  # BOS of the template and of the tokenizer
-    assert doubled(rows=build.rendered_twice(tiny.tokenizer())) == {1.0}
-
-
 def test_a_loss_function_that_takes_the_labels_away(tmp_path, train):
     trainer = build.sft(str(tmp_path), loss_type="nll", **CALM)  # TRL 1.12 fails with its default, chunked_nll
     trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.float().square().mean()
@@ -253,24 +241,6 @@ def test_a_cut_sequence_is_known_by_how_it_closes():
     flat, places = ids[:2].reshape(1, -1), torch.arange(5).repeat(2)[None]  # the same two rows in one
     where = sequences(flat, None, places)
     assert label_counts(flat, where, frozenset({2}), 5).tolist() == [8, 8, 2, 2, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("rows", "hits"),
-    [
-        ([[0, 3, 5, 4, 3, 6, 4]], 0),  # BOS, open, text, close, open, text, close
-        ([[0, 0, 3, 5, 4, 3, 6]], 1),
-        ([[0, 3, 7, 3, 5, 4, 4]], 1),
-        ([[0, 3, 7, 0, 3, 5, 4]], 1),  # with the BOS of the second pass
-        ([[0, 5, 5, 0, 0, 5, 4]], 0),  # two BOS somewhere else
-        ([[5, 5, 5, 5, 5, 5, 3], [0, 3, 5, 4, 3, 5, 4]], 0),  # nothing carries over to the next row
-        ([[3, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 3, 4]], 0),  # far apart: a turn without an end token
-    ],
-)
-def test_what_counts_as_doubled(rows, hits):
-    ids = torch.tensor(rows)
-    where = sequences(ids, torch.ones_like(ids), None)
-    assert doubled_counts(ids, where, 0, frozenset({3}), frozenset({4})).tolist() == [hits, len(rows)]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from trainvitals.integrations import (
     async_rollout,
     dataset_rows,
     distillation,
+    doubled_template,
     drift,
     dropped_rows,
     features,
@@ -28,7 +29,7 @@ from trainvitals.integrations import (
 )
 
 FAMILIES = (
-    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, questions, answers_scan, generation_prompt, token_ids,
+    sampling, ppo, preference, supervised, reward_model, adapters, moe, async_rollout, distillation, drift, dropped_rows, dataset_rows, questions, doubled_template, answers_scan, generation_prompt, token_ids,
     reward_range, features, packed_rows, token_weights, label_shift, ranks,
 )  # fmt: skip
 """In the order in which they wrap. Each wraps what it finds on a trainer and leaves the others alone."""

@@ -1,6 +1,6 @@
 """Family: trainers that learn from labels (`input_ids` with `labels`): SFT, GKD, plain causal language modelling.
 
-What the loss is computed on is counted before the loss is: labels, end tokens among them, doubled templates. A logged loss
+What the loss is computed on is counted before the loss is: labels, end tokens among them. A logged loss
 cannot show any of it; it even looks best when nothing carries a label.
 """
 
@@ -21,19 +21,18 @@ _LABELS = frozenset({
     "token.label_fraction", "token.unlabelled_batch_fraction", "token.unlabelled_sequence_fraction", "token.end_label_fraction",
     "token.cut_fraction", "token.pad_label_fraction", "token.commonest_answer_fraction",
 })  # fmt: skip
-_TEMPLATE = frozenset({"token.doubled_template_fraction"})
 _PADDING = frozenset({"data.padding_fraction"})
 _START = frozenset({"optim.loss_start"})
 _UNTRAINED = frozenset({"data.untrained_token_fraction"})
-SIGNALS = _LABELS | _TEMPLATE | _PADDING | _START | _UNTRAINED
+SIGNALS = _LABELS | _PADDING | _START | _UNTRAINED
 """Signals that only these wraps give."""
 
 IGNORED = -100  # label of a token that does not count (torch cross entropy's ignore_index, transformers and TRL)
 _STEP_LIMIT = 4096  # as in hooks.py
 _CLOSE = 2  # tokens that close a sequence: an end token, and the line break that templates like ChatML write behind it
 _ANSWERS = 64  # sequences of a micro-batch whose answers are compared with others: their fingerprints must have a fixed number
+HEADER = 12  # tokens that open a turn at most: marker, role, line break
 _SHORT = 1e-3  # of the median row: an embedding that was never trained, or was set to 0 (notes/pathologies.md SF-14, from NeMo's documentation)
-_NEAR = 12  # tokens within which a template that was applied twice opens its second turn: a role and a line break
 
 
 def install(hooks: Hooks) -> None:
@@ -43,8 +42,7 @@ def install(hooks: Hooks) -> None:
     if head is None or head() is None or hasattr(trainer, "num_generations"):
         return  # no language model, or one that learns from samples and not from labels
     reader = _Supervised(hooks)
-    gives = _LABELS | _PADDING | _UNTRAINED | (_TEMPLATE if reader.bos is not None or reader.openers else frozenset())
-    hooks.wrap(trainer, "compute_loss", reader.after_loss, before=reader.before_loss, gives=gives)
+    hooks.wrap(trainer, "compute_loss", reader.after_loss, before=reader.before_loss, gives=_LABELS | _PADDING | _UNTRAINED)
     hooks.wrap(trainer, "training_step", reader.after_step, gives=_START)
     hooks.at_step_end.append(reader.step_end)
     hooks.at_finish.append(reader.finish)
@@ -66,7 +64,6 @@ class _Supervised:
         self._open_lengths = (math.inf, 0.0)  # shortest and longest sequence so far whose last turn stays open
         self._real: list[torch.Tensor] = []  # tokens of each micro-batch that are no padding
         self._size = 0  # tokens of all of them, padding included
-        self._doubled: torch.Tensor | None = None
         self._first: list[torch.Tensor] | None = []  # losses of the first update; None once it is over
         self._short: torch.Tensor | None = None  # which rows of the embedding are next to nothing
         self._untrained: list[torch.Tensor] = []  # of the first update: tokens with such a row, and all
@@ -76,8 +73,7 @@ class _Supervised:
         self._limit = int(getattr(trainer.args, "max_length", None) or 0)
         self._ends = end_ids(tokenizer, trainer.model)
         self._pad = getattr(tokenizer, "pad_token_id", None)
-        self.bos = getattr(tokenizer, "bos_token_id", None)
-        self.openers, self._closers = turn_markers(tokenizer)
+        self._openers = turn_markers(tokenizer)[0]
 
     def before_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Count the labels of one micro-batch; a `compute_loss_func` takes them out of the batch, so before the call."""
@@ -88,14 +84,12 @@ class _Supervised:
         with torch.no_grad():
             where = sequences(ids, inputs.get("attention_mask"), inputs.get("position_ids"))
             self._counts.append(label_counts(labels, where, self._ends, self._limit))
-            self._open.append(open_counts(ids, labels, where, self._ends, self.openers, self._limit))
+            self._open.append(open_counts(ids, labels, where, self._ends, self._openers, self._limit))
             self._prints.append(answer_prints(labels, where))
             self._real.append(where.real.sum())
             self._size += where.real.numel()
             if self._first is not None:
                 self._count_untrained(ids, where.real)
-            if self._doubled is None:  # one micro-batch per step is sample enough
-                self._doubled = doubled_counts(ids, where, self.bos, self.openers, self._closers)
         self._batch = {name: inputs.get(name) for name in ("input_ids", "labels", "attention_mask", "position_ids")}
         self.finish()
         if not getattr(self._hooks.trainer.args, "torch_compile", False):  # a hook that comes and goes is compiled anew each time
@@ -162,9 +156,7 @@ class _Supervised:
                 self._hooks.put([torch.stack(self._padding)], _padding_signals)
             self._hooks.put([torch.stack(self._prints)], self._answer_signals)
             self._hooks.put([torch.stack(self._real).sum()], lambda t: {"data.padding_fraction": 1.0 - float(t[0]) / size})
-        if self._doubled is not None and (self.bos is not None or self.openers):
-            self._hooks.put([self._doubled], _doubled_signals)
-        self._counts, self._real, self._size, self._doubled = [], [], 0, None
+        self._counts, self._real, self._size = [], [], 0
         self._padding, self._prints, self._open = [], [], []
 
     def _label_signals(self, tensors: list[torch.Tensor]) -> dict[str, float]:
@@ -286,18 +278,18 @@ def open_counts(
     real, number = where.real.flatten(), where.number
     flat, index = ids.flatten(), torch.arange(ids.numel(), device=ids.device)
     labelled = (where.real & ~where.start & (labels != IGNORED)).flatten()
-    wanted = torch.stack([_among(flat, part) & real for part in (ends, openers)])
+    wanted = torch.stack([among(flat, part) & real for part in (ends, openers)])
     last = torch.full((2, flat.numel() + 1), -1, device=ids.device).scatter_reduce_(1, number.expand(2, -1), torch.where(wanted, index, -1), "amax")
     end, opened = last
     behind = real & (index > opened[number])
     left, taught, ending, size = per_sequence(torch.stack([behind, behind & labelled, labelled & wanted[0], real]), number)
-    still = (opened > end) & (left > _NEAR) & (taught > 0) & (ending > 0)
+    still = (opened > end) & (left > HEADER) & (taught > 0) & (ending > 0)
     still = still & (size < limit) if limit else still
     most = torch.iinfo(torch.long).max
     return torch.stack([still.sum(), torch.where(still, size, most).min(), torch.where(still, size, 0).max()])
 
 
-def _among(flat: torch.Tensor, wanted: frozenset[int]) -> torch.Tensor:
+def among(flat: torch.Tensor, wanted: frozenset[int]) -> torch.Tensor:
     """Which tokens are one of `wanted`."""
     hit = torch.zeros_like(flat, dtype=torch.bool)
     for one in wanted:
@@ -361,37 +353,6 @@ def answer_prints(labels: torch.Tensor, where: Sequences) -> torch.Tensor:
     place = labelled.cumsum(0) - (counts.cumsum(0) - counts)[where.number]
     prints = per_sequence(((labels.flatten().long() + 1) * place_weights(place) * labelled)[None], where.number)[0]
     return torch.nn.functional.pad(prints[1:], (0, _ANSWERS))[:_ANSWERS]
-
-
-def doubled_counts(
-    ids: torch.Tensor, where: Sequences, bos: int | None, openers: frozenset[int], closers: frozenset[int]
-) -> torch.Tensor:
-    """Sequences whose template was applied twice, and all sequences.
-
-    Either the sequence begins with two BOS tokens, or a turn opens within `_NEAR` tokens of another that was not closed.
-    """
-    flat, first, valid = ids.flatten(), where.start.flatten(), where.real.flatten()
-    index = torch.arange(flat.numel(), device=flat.device)
-    twice = torch.zeros_like(valid)
-    if bos is not None:
-        twice[1:] = first[:-1] & ~first[1:] & (flat[:-1] == bos) & (flat[1:] == bos)
-    if openers:
-        opened, closed = _last(flat, openers, index), _last(flat, closers, index)
-        begin = torch.where(first, index, -1).cummax(0).values
-        before, shut = opened[:-1], closed[:-1]
-        inside = (before > shut) & (before >= begin[1:]) & (before >= index[1:] - _NEAR)
-        twice[1:] = twice[1:] | (inside & (opened[1:] == index[1:]))
-    return (per_sequence(torch.stack([twice & valid, valid & ~first]), where.number) > 0).sum(1)
-
-
-def _last(flat: torch.Tensor, wanted: frozenset[int], index: torch.Tensor) -> torch.Tensor:
-    """For every position the newest position up to it that holds one of `wanted`; -1 for none."""
-    return torch.where(_among(flat, wanted), index, -1).cummax(0).values
-
-
-def _doubled_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
-    hits, total = (float(x) for x in tensors[0])
-    return {"token.doubled_template_fraction": hits / total} if total else {}
 
 
 def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
