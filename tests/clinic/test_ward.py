@@ -276,6 +276,7 @@ def test_a_page_is_judged_by_the_newest_round_that_was_scored(monkeypatch) -> No
     monkeypatch.setattr(report, "judge_all", lambda cases: [replace(run, split="dev") for run in runs])
     monkeypatch.setattr(rounds, "judge_all", lambda which: [replace(run, split=which.parts[0]) for run in runs])
     monkeypatch.setattr(report.peer_scores, "section", lambda found, cases: "")
+    monkeypatch.setattr(report.peer_scores, "unseen", lambda found, first, cases: "")
     monkeypatch.setattr(report.fresh, "section", lambda: "")  # it judges two hundred recordings
     words = [which.word for which in rounds.ROUNDS.values()]
     assert [*reversed(words)] == [*report.LATER], "the newest first, and none forgotten"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import transformers
-from tests.clinic.ward import peer_scores, peers, record
+from tests.clinic.ward import peer_scores, peers, record, rounds
 from tests.clinic.ward.case import Case
 from tests.clinic.ward.peer_baselines import always_silent, fixed_thresholds, nan_only
 from tests.clinic.ward.peer_rows import DROPS_NAN, Row, Run, raw_names, read_runs, translate
@@ -284,14 +284,15 @@ def _one_run(seed: int = 0) -> list[dict[str, Any]]:
     return [{**head, "kind": "run_start", "trainer": "sft", "config": {}, "total_steps": 2}, *frames, {**head, "kind": "run_end", "step": 2}]
 
 
-KEPT = peers.read()["tools"] if peers.RESULT.exists() else {}
+KEPT = peers.read()["tools"]
+KEPT_LATER = peers.read(peers.RESULT_LATER)["tools"]
 
 
-@pytest.mark.skipif(not KEPT, reason="no results are kept yet")
-def test_kept_results_are_of_the_pinned_versions_and_every_rule_has_its_words() -> None:
-    assert set(KEPT) == set(peers.CATEGORIES)
+@pytest.mark.parametrize("kept", [KEPT, KEPT_LATER], ids=["first round", "later rounds"])
+def test_kept_results_are_of_the_pinned_versions_and_every_rule_has_its_words(kept: dict[str, Any]) -> None:
+    assert set(kept) == set(peers.CATEGORIES)
     pinned = {name: peer.requires[0].partition("==")[2] for peer in peers.PEERS for name in peers.names_of(peer).values()}
-    for name, tool in KEPT.items():
+    for name, tool in kept.items():
         assert tool["version"] == pinned.get(name, "")
         assert {alert[1] for run in tool["runs"].values() for alert in run["alerts"]} <= set(peers.CATEGORIES[name])
         assert {alert[2] for run in tool["runs"].values() for alert in run["alerts"]} <= peers.LOUD | {"info"}
@@ -308,13 +309,17 @@ def test_every_category_is_one_of_ours() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not KEPT, reason="no results are kept yet")
 def test_kept_answers_are_about_the_recordings_in_the_tree() -> None:
     """Otherwise: `python -m tests.clinic.ward.peers` plays what has changed. A tool that has not played all of them is compared on its own runs."""
-    cases = sorted(path.name.removesuffix(".jsonl.xz") for path in record.FOLDER.glob("*.jsonl.xz"))
-    recorded = {run.name: peers.fingerprint(run) for case in cases for run in read_runs(case)}
+    recorded = {run.name: peers.fingerprint(run) for run in peers.recorded_in([record.FOLDER])}
     for tool in KEPT.values():
         assert {name: run["of"] for name, run in tool["runs"].items()}.items() <= recorded.items()
+
+
+def test_every_tool_has_played_every_run_of_the_later_rounds() -> None:
+    """Otherwise: `python -m tests.clinic.ward.peers --later`."""
+    recorded = {record.run_id(case.id, seed) for which in rounds.ALL for case in (*which.older, *which.cases) for seed in record.seeds_in(case.id, which.folder)}
+    assert {name: set(tool["runs"]) ^ recorded for name, tool in KEPT_LATER.items()} == {name: set() for name in peers.CATEGORIES}
 
 
 @pytest.mark.slow
@@ -324,8 +329,6 @@ def test_a_tool_gives_the_kept_answer_again(peer: peers.Peer) -> None:
         peers.python_of(peer)
     except peers.MissingEnvironment as missing:
         pytest.skip(str(missing))
-    if not KEPT:
-        pytest.skip("no results are kept yet")
     kept = KEPT[peer.name]["runs"]
     loudest = max(kept, key=lambda name: len(kept[name]["alerts"]))
     case, _, seed = loudest.rpartition("-s")
@@ -417,6 +420,18 @@ def test_the_section_says_whether_the_floor_is_met(tmp_path: Path) -> None:
     assert "| rldoctor 1.0 |" in home
     assert "| 3 (3) |" in home
     assert "| 4 (" not in home
+
+
+def test_what_nobody_had_seen_is_our_first_looks_beside_the_others_on_the_same_runs(tmp_path: Path) -> None:
+    path = tmp_path / "peers.json.xz"
+    peers.write(path, {"nan-only": _tool({"grpo-x-s0": [[75, "not-finite", "critical"]], "sft-ok-s100": [[9, "not-finite", "critical"]]})})
+    assert path.read_bytes()[:6] == b"\xfd7zXZ\x00"
+    first = [{"detected": (1, 1), "warned": (0, 1), "false": (2, 100)}, {"detected": (0, 1), "warned": (1, 1), "false": (1, 180)}]
+    text = peer_scores.unseen(FOUND, first, WARD, path)
+    us, them = [[cell.partition(" (")[0] for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")][2:]
+    assert us == ["| **trainvitals**, first looks", "4", "50%", "50%", "10.71"]
+    assert them == ["| nan-only 1.0", "4", "50%", "50%", "3.57"]
+    assert peer_scores.unseen(FOUND, first, WARD, tmp_path / "none.json.xz") == ""
 
 
 def test_without_results_or_runs_there_is_no_section(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from tests.clinic.ward import (
     cases_round6_rl,
     cases_round7_offline,
     cases_round7_rl,
+    cases_round8_offline,
+    cases_round8_rl,
     cases_supervised,
 )
 from tests.clinic.ward.case import Case
@@ -46,6 +48,7 @@ BY_ROUND: dict[str, tuple[Case, ...]] = {
     "five": (*cases_round5_rl.CASES, *cases_round5_offline.CASES),
     "six": (*cases_round6_rl.CASES, *cases_round6_offline.CASES),
     "seven": (*cases_round7_rl.CASES, *cases_round7_offline.CASES),
+    "eight": (*cases_round8_rl.CASES, *cases_round8_offline.CASES),
 }
 """What each later round adds, by its word: faults and healthy settings that were written after the rules, by somebody who did not read them. `rounds` tells how each was chosen."""
 EVERY: tuple[Case, ...] = (*CASES, *(case for cases in BY_ROUND.values() for case in cases))

@@ -15,7 +15,7 @@ from tests.clinic.ward import intervals, peers
 from tests.clinic.ward.case import Case
 from tests.clinic.ward.record import run_id
 from tests.clinic.ward.score import Alarm, Judged
-from tests.clinic.ward.tally import Share, Tally, tally
+from tests.clinic.ward.tally import Rate, Share, Tally, tally
 
 OURS = "trainvitals"
 BRIEF = {
@@ -87,6 +87,27 @@ def section(found: Sequence[Judged], cases: Mapping[str, Case], path: Path = pee
         _floor(lines, home, results.get("own") or {}), _ahead(lines), _NOTES,
     ]  # fmt: skip
     return "\n".join(part for part in parts if part)
+
+
+def unseen(found: Sequence[Judged], first: Sequence[Mapping[str, Any]], cases: Mapping[str, Case], path: Path = peers.RESULT_LATER) -> str:
+    """The later rounds, where nobody had the advantage of having seen the faults: us by our first looks, the others by the same runs. Empty without results.
+
+    Args:
+        found: Every run of the rounds that were scored.
+        first: What each of these rounds said at its first look, as `why` keeps it.
+        cases: Every case.
+        path: Result file.
+    """
+    results = peers.read(path) if path.exists() else {"tools": {}}
+    lines = [line for name, entry in results["tools"].items() if (line := score(name, entry, found, cases)) is not None]
+    if not lines:
+        return ""
+    shares = {name: Share(sum(kept[name][0] for kept in first), sum(kept[name][1] for kept in first)) for name in ("detected", "warned")}
+    false = Rate(sum(kept["false"][0] for kept in first), sum(kept["false"][1] for kept in first))
+    rows = [("tool", "runs (inside its trainers)", "detected", "healthy runs warned", "false alarms per 1,000 healthy updates")]
+    rows += [tuple("---" for _ in rows[0]), (f"**{OURS}**, first looks", f"{len(found)} ({len(found)})", str(shares["detected"]), str(shares["warned"]), str(false))]
+    rows += [(line.label, line.cells()[2], str(line.scores.detected), str(line.scores.false_runs), str(line.scores.false_rate)) for line in lines]
+    return f"### On what nobody had seen\n\n{_UNSEEN}\n" + "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def compare(found: Sequence[Judged], cases: Mapping[str, Case], results: Mapping[str, Any]) -> list[Line]:
@@ -218,6 +239,11 @@ def _percent(share: Share) -> str:
     return "none" if share.value is None else f"{share.value:.0%}"
 
 
+_UNSEEN = (
+    "The table above flatters us: our rules were tuned on half of those runs. Here are the later rounds together, whose faults neither we nor the others had seen: "
+    "what our rules of the day said at the first look, before anything was repaired, and what the other tools say of the very same recordings "
+    "(`python -m tests.clinic.ward.peers --later`). A share of detected faults is worth what the share of healthy runs warned beside it leaves of it.\n"
+)
 _HOME = "runs of GRPO (also asynchronous), RLOO and PPO"
 _INTRODUCTION = (
     "The same recordings, both halves, through other tools at their default thresholds (`tests/clinic/ward/peers.py`), and through three "

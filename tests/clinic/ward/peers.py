@@ -3,6 +3,7 @@
     python -m tests.clinic.ward.peers --install                    make an environment for each tool under .peers/ (once)
     python -m tests.clinic.ward.peers [--peer NAME] [--split dev]  play the recordings, write results/peers.json
                                                                    (what was played before and is unchanged is kept; --again)
+    python -m tests.clinic.ward.peers --later                      play those of the later rounds, write results/peers_later.json.xz
 
 Each tool runs in an environment of its own at a pinned version, driven through its own callback or command line
 (`peer_workers/`), on rows translated back to what TRL logs (`peer_rows`), one row per update, with its thresholds at their
@@ -15,6 +16,7 @@ import argparse
 import functools
 import hashlib
 import json
+import lzma
 import statistics
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from typing import Any
 
 from tests.clinic.ward.peer_baselines import BASELINES
 from tests.clinic.ward.peer_rows import Run, read_runs
-from tests.clinic.ward.record import FOLDER
+from tests.clinic.ward.record import FOLDER, FOLDERS, LATER_WORDS
 from tests.clinic.ward.score import set_aside
 
 from trainvitals.engine import Engine
@@ -42,6 +44,8 @@ ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENTS = ROOT / ".peers"
 WORKERS = Path(__file__).parent / "peer_workers"
 RESULT = Path(__file__).parent / "results" / "peers.json"
+RESULT_LATER = RESULT.with_name("peers_later.json.xz")
+"""The same of the later rounds, of which no rule had seen anything when they were first scored."""
 INSTALL = "python -m tests.clinic.ward.peers --install"
 CHUNK = 60
 """Runs between two writings of the result file, and between two lines of progress."""
@@ -355,13 +359,20 @@ def write(path: Path, tools: Tools, own: Mapping[str, Any] | None = None) -> Non
         blocks.append(f'{json.dumps(name)}: {head}, "runs": {{\n{runs}\n}}}}')
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({"log_every": 1, "own": own})[:-1]
-    path.write_text(head + ', "tools": {\n' + ",\n".join(blocks) + "\n}}\n", encoding="utf-8")
+    text = (head + ', "tools": {\n' + ",\n".join(blocks) + "\n}}\n").encode()
+    path.write_bytes(lzma.compress(text) if path.suffix == ".xz" else text)
 
 
 def read(path: Path = RESULT) -> dict[str, Any]:
     """The result file. ``["own"]`` is our own cost; ``["tools"][tool]["runs"][run]["alerts"]`` lists ``[step, rule, severity]``, with the claimed onset as a fourth."""
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_bytes()
+    loaded: dict[str, Any] = json.loads(lzma.decompress(text) if path.suffix == ".xz" else text)
     return loaded
+
+
+def recorded_in(folders: Sequence[Path]) -> list[Run]:
+    """Every run that is recorded in these folders."""
+    return [run for folder in folders for path in sorted(folder.glob("*.jsonl.xz")) for run in read_runs(path.name.removesuffix(".jsonl.xz"), folder)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -369,8 +380,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [*(peer.name for peer in PEERS), *BASELINES]
     parser = argparse.ArgumentParser(prog="python -m tests.clinic.ward.peers", description="The same recordings through other tools.")
     parser.add_argument("--install", action="store_true", help="make the environments and stop")
-    parser.add_argument("--recordings", type=Path, default=FOLDER, metavar="DIR")
-    parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="tools that are not played now are kept")
+    parser.add_argument("--recordings", type=Path, action="append", metavar="DIR", help="default: the first round's")
+    parser.add_argument("--later", action="store_true", help="the recordings of every later round")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="tools that are not played now are kept")
     parser.add_argument("--peer", action="append", choices=names, help="only this one; may be repeated")
     parser.add_argument("--split", choices=("dev", "aside", "all"), default="all")
     parser.add_argument("--again", action="store_true", help="also what was played before")
@@ -386,14 +398,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"pip ended with {error.returncode}; what it said is above. The command is the same to try again.", file=sys.stderr)
             return 2
         return 0
-    cases = sorted(path.name.removesuffix(".jsonl.xz") for path in options.recordings.glob("*.jsonl.xz"))
-    recorded = [run for case in cases for run in read_runs(case, options.recordings)]
+    folders = options.recordings or ([FOLDERS[word] for word in LATER_WORDS] if options.later else [FOLDER])
+    out = options.out or (RESULT_LATER if options.later else RESULT)
+    recorded = recorded_in(folders)
     runs = [run for run in recorded if in_split(run.case, run.seed, options.split)]
     if not runs:
-        print(f"no recorded runs in {options.recordings} for split {options.split}", file=sys.stderr)
+        print(f"no recorded runs in {', '.join(map(str, folders))} for split {options.split}", file=sys.stderr)
         return 2
-    print(f"{len(runs)} runs of {len(cases)} cases, {sum(len(run.rows) for run in runs)} rows", file=sys.stderr)
-    kept = read(options.out) if options.out.exists() else {"tools": {}}
+    print(f"{len(runs)} runs of {len({run.case for run in runs})} cases, {sum(len(run.rows) for run in runs)} rows", file=sys.stderr)
+    kept = read(out) if out.exists() else {"tools": {}}
     tools, own = fresh(kept["tools"], {run.name: fingerprint(run) for run in recorded}), kept.get("own")
     try:
         for peer in peers:
@@ -406,13 +419,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 part = new[start : start + CHUNK]
                 print(f"{peer.name}: {start} of {len(new)} runs played", file=sys.stderr)
                 tools = merged(tools, play(peer, part, options.envs), {run.name for run in recorded})
-                write(options.out, tools, own)  # an interrupted run goes on where it broke off
+                write(out, tools, own)  # an interrupted run goes on where it broke off
     except (MissingEnvironment, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
     if options.own:
         own = own_cost(runs[:: max(1, len(runs) // 60)])
-    write(options.out, tools, own)
+    write(out, tools, own)
     for name, entry in tools.items():
         counts = entry["totals"]
         print(f"{name:18} {counts['alerts']:6} alerts in {counts['runs_with_alerts']} of {counts['runs']} runs, {counts.get('failed', 0)} failed")

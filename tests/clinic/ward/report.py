@@ -69,7 +69,7 @@ def build() -> str:
     columns += [("set aside", FIRST_SCORED, tally(aside, cases)), ("development half", None, tally(dev, cases))]
     parts = [
         HEAD.format(judged=judges([which for which, _, _ in later])), _counts(found, cases), goals.judged(columns[0], *_cured(every, unseen=True)), goals.round_by_round(columns), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
-        _healthy(found, cases), fresh.section(), _rules(found, cases), _cure(every), logs_only.section(), peer_scores.section(found, cases), _real_runs(), _missed([*found, *runs], every),
+        _healthy(found, cases), fresh.section(), _rules(found, cases), _cure(every), logs_only.section(), peer_scores.section(found, cases), peer_scores.unseen(runs, [kept for _, kept, _ in later], every), _real_runs(), _missed([*found, *runs], every),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
 

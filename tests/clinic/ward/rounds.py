@@ -1,6 +1,6 @@
 """The later rounds: faults, healthy settings and seeds that were chosen after the rules were written, without a look at them.
 
-``set_aside_2.json`` to ``set_aside_7.json`` list them, ``recordings_2`` to ``recordings_7`` hold them, docs/decisions/0009 and 0011 to 0015 say
+``set_aside_2.json`` to ``set_aside_8.json`` list them, ``recordings_2`` to ``recordings_8`` hold them, docs/decisions/0009 and 0011 to 0016 say
 how they were chosen. Nothing of a round is judged by ``make clinic`` until `why` says what it gave the first time.
 """
 
@@ -90,6 +90,10 @@ ALL = (
     Round(
         "seven", 7, "seventh", "0015",
         "What people reported or mended, one query for a symptom and the hits in the order in which a search gave them, planted by two authors who did not read the rules; which rules name a fault was said by a third person who saw the descriptions alone",
+    ),
+    Round(
+        "eight", 8, "eighth", "0016",
+        "What people report, in the order of how many do, known causes included, in settings that no older case has, planted by two authors who did not read the rules; which rules name a fault was said by others who saw the descriptions alone",
     ),
 )  # fmt: skip
 ROUNDS = {f"round-{each.word}": each for each in ALL}
