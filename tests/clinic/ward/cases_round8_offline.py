@@ -251,17 +251,17 @@ def reward_in_half(folder: str, seed: int, **changes: Any) -> Any:
 
 
 NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
-    "sft-own-files-only": (["no-rule:unnamed"], []),
-    "sft-fifty-rows": (["no-rule:unnamed"], []),
-    "sft-adapter-empty": (["no-rule:unnamed"], []),
-    "sft-answers-open": (["no-rule:unnamed"], []),
-    "dpo-own-reference": (["no-rule:unnamed"], []),
-    "kto-mixed-stream": (["no-rule:unnamed"], []),
-    "orpo-new-subject-only": (["no-rule:unnamed"], []),
-    "cpo-simpo-rate": (["no-rule:unnamed"], []),
-    "reward-in-half": (["no-rule:unnamed"], []),
+    "sft-own-files-only": (["no-rule:old-subject-forgotten-because-not-in-training-mix", "overfitting"], ["data", "ood-drift"]),
+    "sft-fifty-rows": (["too-many-epochs", "overfitting", "memorised-epoch"], ["over-optimization", "data", "config"]),
+    "sft-adapter-empty": (["checkpoint-incomplete", "resumed-with-other-weights"], ["config", "data"]),
+    "sft-answers-open": (["end-token-missing"], ["data"]),
+    "dpo-own-reference": (["no-rule:reference-is-the-policy-itself-adapters-not-switched-off", "policy-equals-reference"], ["config", "stall"]),
+    "kto-mixed-stream": (["no-rule:batch-without-examples-or-without-kl-partners", "hidden-nan", "kto-batch-too-small"], ["numerics", "data", "config"]),
+    "orpo-new-subject-only": (["no-rule:old-subject-forgotten-because-not-in-training-mix", "overfitting"], ["data", "ood-drift"]),
+    "cpo-simpo-rate": (["step-size-too-large", "preference-term-dominates", "likelihood-displacement"], ["config", "ood-drift", "collapse"]),
+    "reward-in-half": (["hidden-nan"], ["numerics"]),
 }
-"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0015)."""
+"""Ids of rules whose meaning is true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0016)."""
 
 
 def _goal(trainer: str) -> str:

@@ -241,17 +241,17 @@ def markers_paid(folder: str, seed: int, **changes: Any) -> Any:
 
 
 NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
-    "grpo-cap-before-answer": (["no-rule:unnamed"], []),
-    "grpo-own-tests": (["no-rule:unnamed"], []),
-    "grpo-rate-20x": (["no-rule:unnamed"], []),
-    "grpo-entropy-default": (["no-rule:unnamed"], []),
-    "rloo-query-never-found": (["no-rule:unnamed"], []),
-    "async_grpo-cap-prefix": (["no-rule:unnamed"], []),
-    "async_grpo-coarse-sampler": (["no-rule:unnamed"], []),
-    "async_grpo-windows-recomputed": (["no-rule:unnamed"], []),
-    "online_dpo-markers-paid": (["no-rule:unnamed"], []),
+    "grpo-cap-before-answer": (["truncated-completions", "never-terminates"], ["config", "stall"]),
+    "grpo-own-tests": (["checker-unmoved", "exploit-jump"], ["over-optimization", "data"]),
+    "grpo-rate-20x": (["step-size-too-large", "policy-breakdown", "kl-runaway"], ["collapse", "config", "ood-drift"]),
+    "grpo-entropy-default": (["entropy-bonus-dominates"], ["collapse", "config"]),
+    "rloo-query-never-found": (["dead-component", "advantage-collapse"], ["data", "stall"]),
+    "async_grpo-cap-prefix": (["truncated-completions", "never-terminates"], ["config", "data"]),
+    "async_grpo-coarse-sampler": (["sampler-mismatch", "ratio-not-one", "samples-from-another-policy"], ["numerics", "ood-drift"]),
+    "async_grpo-windows-recomputed": (["ratio-of-itself"], ["ood-drift", "collapse"]),
+    "online_dpo-markers-paid": (["proxy-divergence", "paid-for-length", "answers-loop"], ["over-optimization", "collapse", "ood-drift"]),
 }
-"""Ids of rules whose meaning is true of the cause, best first, and categories: to be named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0015)."""
+"""Ids of rules whose meaning is true of the cause, best first, and categories: to be named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0016)."""
 
 
 def _sick(fault: str, trainer: str, what: str, build: Callable[..., Any], steps: int, verdicts: Sequence[Any], **more: Any) -> Case:
