@@ -30,8 +30,8 @@ FIRST_SCORED_6: dict[str, Any] | None = {"detected": (36, 54), "first": (21, 54)
 """The sixth round (docs/decisions/0014), by ``--split round-six``, the first time at commit fae263d on 2026-11-30; it judges the goals from then on."""
 FIRST_SCORED_7: dict[str, Any] | None = {"detected": (32, 54), "first": (19, 54), "verdict": (104, 119), "warned": (10, 65), "false": (15, 7_030), "delay": 10.0}
 """The seventh round (docs/decisions/0015), by ``--split round-seven``, the first time at commit 03d488c on 2026-11-30; it judges the goals from then on."""
-FIRST_SCORED_8: dict[str, Any] | None = None
-"""The eighth round (docs/decisions/0016), by ``--split round-eight``. None: nobody has looked."""
+FIRST_SCORED_8: dict[str, Any] | None = {"detected": (46, 54), "first": (36, 54), "verdict": (102, 118), "warned": (8, 64), "false": (8, 6_780), "delay": 10.0}
+"""The eighth round (docs/decisions/0016), by ``--split round-eight``, the first time at commit e262b0e on 2026-11-30; it judges the goals from then on."""
 LATER = {"eight": FIRST_SCORED_8, "seven": FIRST_SCORED_7, "six": FIRST_SCORED_6, "five": FIRST_SCORED_5, "four": FIRST_SCORED_4, "three": FIRST_SCORED_3, "two": FIRST_SCORED_2}
 """Round to what it said the first time, the newest first. The goals are judged by the newest that was looked at."""
 MISSED: dict[str, str] = {
