@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "suite"))
 
 import build_sampling
 
-pytestmark = [pytest.mark.slow, pytest.mark.trl]
+pytestmark = [pytest.mark.slow, pytest.mark.dropped, pytest.mark.trl]
 
 HEALTHY = {"updates": 60, "lr_scheduler_type": "constant", "num_ppo_epochs": 2, "learning_rate": 3e-4}
 ONSET = 22

@@ -163,12 +163,17 @@ def recorded(case_id: str) -> tuple[int, frozenset[str]]:
     return len(runs), frozenset(name for record in next(iter(runs.values()), []) for name in record.get("values", {}))
 
 
+@functools.cache
+def ids() -> frozenset[str]:
+    """Ids of the built-in rules, once for the several hundred cases."""
+    return frozenset(rule.id for rule in load_rules().rules)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_case_is_whole(case: Case) -> None:
     runs = load(case.id)
     assert set(case.seeds) <= set(runs), f"record it: python -m tests.clinic.ward record {case.id}"
-    known = {rule.id for rule in load_rules().rules}
-    assert set(case.roots) <= known
+    assert set(case.roots) <= ids()
     if case.sick:
         assert not by_id(case.twin).sick
         assert case.categories
@@ -202,8 +207,7 @@ def test_the_set_aside_half_is_a_half() -> None:
 def test_a_case_of_a_later_round_is_whole(which: rounds.Round, case: Case) -> None:
     runs = load(case.id, which.folder)
     assert set(runs) == set(case.seeds), f"record it: python -m tests.clinic.ward record --round-{which.word} {case.id}"
-    known = {rule.id for rule in load_rules().rules}
-    assert all(root in known or root.startswith(report.NO_RULE) for root in case.roots)
+    assert all(root in ids() or root.startswith(report.NO_RULE) for root in case.roots)
     if case.sick:
         assert not by_id(case.twin).sick
         assert case.categories

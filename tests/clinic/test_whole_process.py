@@ -110,24 +110,26 @@ def _stop_at(step: int) -> Any:
 
 
 class Hang(TrainerCallback):
-    """The main thread stands still once, as before a collective that never comes; notes what was said meanwhile."""
+    """The main thread stands still once, as before a collective that never comes, until a rule has spoken; notes what was said meanwhile."""
 
-    def __init__(self, at: int, seconds: float) -> None:
-        self.at, self.seconds = at, seconds
+    def __init__(self, at: int, rule: str, seconds: float) -> None:
+        self.at, self.rule, self.seconds = at, rule, seconds
         self.callback: Any = None
         self.meanwhile: list[str] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.at:
-            time.sleep(self.seconds)
-            self.meanwhile = [one.rule.id for one in self.callback.monitor.findings if one.state == "firing"]
+            end = time.monotonic() + self.seconds
+            while self.rule not in self.meanwhile and time.monotonic() < end:
+                time.sleep(0.2)
+                self.meanwhile = [one.rule.id for one in self.callback.monitor.findings if one.state == "firing"]
 
 
 def test_a_hanging_step_is_reported_while_it_hangs(tmp_path):
-    """The watchdog's thread and the stall rule, on real training: 35 s of silence where 0.02 s are usual."""
+    """The watchdog's thread and the stall rule, on real training: up to 35 s of silence where 0.02 s are usual, the rule's own 15 s between two looks among them."""
     overrides = tmp_path / "trainvitals.yaml"
     overrides.write_text("rules:\n  - id: training-stalled\n    params: {min_wait: 10}\n    reason: a test has no five minutes\n")
-    hang = Hang(at=20, seconds=35)
+    hang = Hang(at=20, rule="training-stalled", seconds=35)
     trainer = tiny.sft(str(tmp_path / "run"), max_steps=30, callbacks=[hang], learning_rate=1e-4)
     hang.callback = attach(trainer, tick_seconds=0.5, overrides=[overrides], console=False)
     trainer.train()

@@ -6,18 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from trainvitals.rulelang.model import Rule
 from trainvitals.testing import load_tests, run_case
 from trainvitals.testing_cases import Case, CaseFile
 
 RULES = Path(__file__).resolve().parents[2] / "rules"
+Loaded = tuple[CaseFile, tuple[Rule, ...]]
+"""A test file and the rules that it needs: read once, as `rules test` does, and not again for each of its cases."""
 
 
-def cases() -> list[tuple[Case, CaseFile]]:
-    files = (load_tests(file)[0] for file in sorted(RULES.glob("*/*.test.yaml")))
-    return [(case, file) for file in files for case in file.cases]
+def cases() -> list[tuple[Case, Loaded]]:
+    files = (load_tests(file) for file in sorted(RULES.glob("*/*.test.yaml")))
+    return [(case, loaded) for loaded in files for case in loaded[0].cases]
 
 
-@pytest.mark.parametrize(("case", "file"), [pytest.param(case, file, id=f"{file.rule}::{case.name}") for case, file in cases()])
-def test_case(case: Case, file: CaseFile) -> None:
-    result = run_case(case, file, load_tests(Path(file.path))[1])
+@pytest.mark.parametrize(("case", "loaded"), [pytest.param(case, loaded, id=f"{loaded[0].rule}::{case.name}") for case, loaded in cases()])
+def test_case(case: Case, loaded: Loaded) -> None:
+    result = run_case(case, *loaded)
     assert result.passed, "\n".join(result.failures)
