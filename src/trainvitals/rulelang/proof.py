@@ -62,12 +62,11 @@ def prove(tree: Bound, clock: Clock) -> Proof | None:
     if clock.origin is None or clock.step - clock.origin < STEADY:
         return None
     for room in ROOMS:
-        used: set[Series] = set()
         try:
-            found = _Prover(room, clock).lies(tree, used)
+            used = _Prover(room, clock).never(tree)
         except ArithmeticError:  # of a term that the condition itself may never get to
             return None
-        if found == NO:
+        if used is not None:
             return Proof(clock, [(series, series.total - clock.step, series.uneven, *series.bounds(room)[:2]) for series in used])
     return None
 
@@ -78,6 +77,23 @@ class _Prover:
     def __init__(self, room: float, clock: Clock) -> None:
         self.room = room
         self.clock = clock
+
+    def never(self, node: Bound) -> set[Series] | None:
+        """The series on which it rests that a condition is false; None when that cannot be told. Nothing is asked that would not help."""
+        match node:
+            case Junction("and", terms):
+                return next((found for term in terms if (found := self.never(term)) is not None), None)
+            case Junction("or", terms):
+                every: set[Series] = set()
+                for term in terms:
+                    found = self.never(term)
+                    if found is None:
+                        return None
+                    every |= found
+                return every
+            case _:
+                used: set[Series] = set()
+                return used if self.lies(node, used) == NO else None
 
     def lies(self, node: Bound, used: set[Series]) -> Interval | None:
         """Between which numbers the value of a node lies; the series that this rests on are added to `used`."""
@@ -114,10 +130,8 @@ class _Prover:
                 return None
 
     def read(self, node: Read, used: set[Series]) -> Interval | None:
-        if node.bounds is None or node.read() is None:
-            return None
-        bounds = node.bounds(self.room)
-        if bounds is None:
+        bounds = node.bounds(self.room) if node.bounds is not None else None
+        if bounds is None or node.read() is None:  # in this order: what has no bounds may be dear to read
             return None
         if bounds.back:
             if not all(self.steady(series, bounds.back) for series in node.series):
