@@ -25,8 +25,8 @@ BLANK_AFTER = frozenset({"resume", "ref_sync", "schedule_change", "config_change
 BLANKED_CATEGORIES = frozenset({"collapse", "over-optimization", "ood-drift", "data"})
 """Only statistical rules look away: a NaN, a stall or a full memory is never a legal jump."""
 
-WAIT, MAX_WAIT = 64, 1024
-"""Updates between two attempts at a proof: an attempt costs about as much as ten looks."""
+WAIT, MAX_WAIT = 64, 4096
+"""Updates between two attempts at a proof: an attempt costs about as much as ten looks, and who failed often will fail again."""
 
 NEVER = 2**62
 """A step that no run reaches."""

@@ -25,8 +25,8 @@ from trainvitals.rulelang.windows_series import Clock, Series
 Interval = tuple[float, float]
 """Two ends, which belong to it. Of a bool: (1, 1) holds, (0, 0) does not, (0, 1) is one of the two."""
 
-ROOMS = (0.5, 0.05)
-"""A hull is widened by this much of itself on each side, so that a proof outlives a slow drift; if that is too much, by less."""
+ROOMS = (0.05, 0.5)
+"""A hull is widened by this much of itself on each side, and by more where that proves it too, so that a proof outlives a slow drift."""
 STEADY = 96
 """Updates for which a series must have brought one sample each: the cadence in force was observed at most 64 + 17 samples ago."""
 
@@ -61,14 +61,13 @@ def prove(tree: Bound, clock: Clock) -> Proof | None:
     """A proof that a condition is false; None when there is none, for it may well be false all the same."""
     if clock.origin is None or clock.step - clock.origin < STEADY:
         return None
-    for room in ROOMS:
-        try:
-            used = _Prover(room, clock).never(tree)
-        except ArithmeticError:  # of a term that the condition itself may never get to
-            return None
-        if used is not None:
-            return Proof(clock, [(series, series.total - clock.step, series.uneven, *series.bounds(room)[:2]) for series in used])
-    return None
+    proof = None
+    for room in ROOMS:  # the least first: what it does not prove, more room does not either, and most attempts fail
+        used = _Prover(room, clock).never(tree)
+        if used is None:
+            break
+        proof = Proof(clock, [(series, series.total - clock.step, series.uneven, *series.bounds(room)[:2]) for series in used])
+    return proof
 
 
 class _Prover:
@@ -93,7 +92,10 @@ class _Prover:
                 return every
             case _:
                 used: set[Series] = set()
-                return used if self.lies(node, used) == NO else None
+                try:
+                    return used if self.lies(node, used) == NO else None
+                except ArithmeticError:  # of a term that the condition itself may never get to
+                    return None
 
     def lies(self, node: Bound, used: set[Series]) -> Interval | None:
         """Between which numbers the value of a node lies; the series that this rests on are added to `used`."""
