@@ -384,7 +384,7 @@ class Engine:
         self._blind_at = min((watched.blind_at for watched in self._watched if watched.blind_at is not None), default=None)
 
     def _judge(self, step: int, time: float | None, out: list[Output], *, final: bool = False) -> None:
-        decided = any(watched.decided for watched in self._watched)
+        decided = any(watch.life.decided for watched in self._watched for watch in watched.instances.values())
         verdict = self._maker.make(step, not_checked=lambda: not_checked(self._watched), decided=decided, final=final)
         if verdict is not None:
             out.append(verdict.model_copy(update=self._reporter.envelope(verdict.step or 0, time)))

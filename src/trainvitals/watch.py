@@ -25,8 +25,8 @@ BLANK_AFTER = frozenset({"resume", "ref_sync", "schedule_change", "config_change
 BLANKED_CATEGORIES = frozenset({"collapse", "over-optimization", "ood-drift", "data"})
 """Only statistical rules look away: a NaN, a stall or a full memory is never a legal jump."""
 
-WAIT, MAX_WAIT = 64, 1024
-"""Updates between two attempts at a proof: an attempt costs about as much as ten looks."""
+WAIT, MAX_WAIT = 64, 4096
+"""Updates between two attempts at a proof: an attempt costs about as much as ten looks, and who failed often will fail again."""
 
 NEVER = 2**62
 """A step that no run reaches."""
@@ -115,7 +115,8 @@ class Watch:
         """The value of the condition; None also for false from a calm rule, which changes nothing but the count of decisions."""
         if not self.calm:
             return self.read()
-        self.rest(step)
+        # It rests until its next turn. Anchored to the step, so that a pause shifts nothing.
+        self.next_step = NEVER if step > self.until else step + 1 if step < self.awake_until else step - step % self.pace + self.pace
         if self.proof is None or not self.proof.holds():
             value = self.read()
             if value is not False:
@@ -124,15 +125,6 @@ class Watch:
                 self.prove(step)
         self.life.decided += 1
         return None
-
-    def rest(self, step: int) -> None:
-        """It was looked at and is calm: say when to look again. Anchored to the step, so that a pause shifts nothing."""
-        if step > self.until:
-            self.next_step = NEVER
-        elif step < self.awake_until:
-            self.next_step = step + 1
-        else:
-            self.next_step = step - step % self.pace + self.pace
 
     def prove(self, step: int) -> None:
         """Its condition was computed and is false: perhaps it must be. Whoever fails tries again, but ever more rarely."""

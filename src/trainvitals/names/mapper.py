@@ -29,6 +29,7 @@ BOOKKEEPING = frozenset((*STEP_KEYS, *TIME_KEYS, "_runtime", "_wandb", "total_st
 SUMMARY_KEYS = frozenset({"train_runtime", "train_steps_per_second", "train_samples_per_second"})
 """Any of them marks the closing summary row of transformers."""
 _SUMMARY_ONLY = SUMMARY_KEYS | {"total_flos", "train_loss", "epoch", "train_tokens_per_second", "num_input_tokens_seen", "num_tokens"}
+_FLOAT = frozenset({float})
 _HEADER = frozenset({"run.epoch", "run.tokens_seen"})
 _CUSTOM = re.compile(r"custom\.[a-z][a-z0-9_]{0,60}")
 _MAX_PLANS = 256  # a logger with ever new keys must not grow memory
@@ -161,8 +162,10 @@ class Mapper:
             plan = self._last = plans.get(tuple(row)) or self._compile(row, phase)
             self._last_names, self._last_phase = names, phase
         try:
-            # array() converts at C speed whatever has __float__ (ints, bools, numpy and torch scalars) and refuses text and None.
-            values = dict(zip(plan.signals, array("d", plan.pick(row))))  # noqa: B905 a keyword costs as much as five signals
+            # array() converts at C speed whatever has __float__ (ints, bools, numpy and torch scalars) and refuses text and None;
+            # floats, as nearly always, need not be made a second time.
+            picked = plan.pick(row)
+            values = dict(zip(plan.signals, picked if _FLOAT.issuperset(map(type, picked)) else array("d", picked)))  # noqa: B905 a keyword costs as much as five signals
         except Exception:
             values = self._coerce(plan, row)
         if plan.factors:

@@ -25,8 +25,8 @@ from trainvitals.rulelang.windows_series import Clock, Series
 Interval = tuple[float, float]
 """Two ends, which belong to it. Of a bool: (1, 1) holds, (0, 0) does not, (0, 1) is one of the two."""
 
-ROOMS = (0.5, 0.05)
-"""A hull is widened by this much of itself on each side, so that a proof outlives a slow drift; if that is too much, by less."""
+ROOMS = (0.05, 0.5)
+"""A hull is widened by this much of itself on each side, and by more where that proves it too, so that a proof outlives a slow drift."""
 STEADY = 96
 """Updates for which a series must have brought one sample each: the cadence in force was observed at most 64 + 17 samples ago."""
 
@@ -61,15 +61,13 @@ def prove(tree: Bound, clock: Clock) -> Proof | None:
     """A proof that a condition is false; None when there is none, for it may well be false all the same."""
     if clock.origin is None or clock.step - clock.origin < STEADY:
         return None
-    for room in ROOMS:
-        used: set[Series] = set()
-        try:
-            found = _Prover(room, clock).lies(tree, used)
-        except ArithmeticError:  # of a term that the condition itself may never get to
-            return None
-        if found == NO:
-            return Proof(clock, [(series, series.total - clock.step, series.uneven, *series.bounds(room)[:2]) for series in used])
-    return None
+    proof = None
+    for room in ROOMS:  # the least first: what it does not prove, more room does not either, and most attempts fail
+        used = _Prover(room, clock).never(tree)
+        if used is None:
+            break
+        proof = Proof(clock, [(series, series.total - clock.step, series.uneven, *series.bounds(room)[:2]) for series in used])
+    return proof
 
 
 class _Prover:
@@ -78,6 +76,26 @@ class _Prover:
     def __init__(self, room: float, clock: Clock) -> None:
         self.room = room
         self.clock = clock
+
+    def never(self, node: Bound) -> set[Series] | None:
+        """The series on which it rests that a condition is false; None when that cannot be told. Nothing is asked that would not help."""
+        match node:
+            case Junction("and", terms):
+                return next((found for term in terms if (found := self.never(term)) is not None), None)
+            case Junction("or", terms):
+                every: set[Series] = set()
+                for term in terms:
+                    found = self.never(term)
+                    if found is None:
+                        return None
+                    every |= found
+                return every
+            case _:
+                used: set[Series] = set()
+                try:
+                    return used if self.lies(node, used) == NO else None
+                except ArithmeticError:  # of a term that the condition itself may never get to
+                    return None
 
     def lies(self, node: Bound, used: set[Series]) -> Interval | None:
         """Between which numbers the value of a node lies; the series that this rests on are added to `used`."""
@@ -114,10 +132,8 @@ class _Prover:
                 return None
 
     def read(self, node: Read, used: set[Series]) -> Interval | None:
-        if node.bounds is None or node.read() is None:
-            return None
-        bounds = node.bounds(self.room)
-        if bounds is None:
+        bounds = node.bounds(self.room) if node.bounds is not None else None
+        if bounds is None or node.read() is None:  # in this order: what has no bounds may be dear to read
             return None
         if bounds.back:
             if not all(self.steady(series, bounds.back) for series in node.series):

@@ -46,7 +46,8 @@ class Frozen:
 
     def bounds(self, room: float) -> Bounds | None:
         """As `Window.bounds`: once it is fixed, nothing moves it."""
-        return None if self._result is None else Bounds(self._result, self._result, 0.0)
+        value = self.value()
+        return None if value is None else Bounds(value, value, 0.0)
 
     def advance(self) -> None:
         """Collect new samples; the last one of the stretch fixes the reference."""
