@@ -117,7 +117,7 @@ class RewardEvent(Event):
     group_count: float | None = signal("count", "Prompt groups in the generation batch, all ranks.", low=0, emitters="grpo rloo sdpo", cadence="rollout")
     penalised_mean: float | None = signal("reward", "Mean reward after the KL penalty was subtracted from it (RLOO, PPO); `mean` is before.", emitters="rloo ppo online_dpo", cadence="rollout")
     unscored_fraction: float | None = signal("fraction", "Share of completions for which every reward function returned None or NaN.", low=0, high=1, emitters=_on, cadence="rollout")
-    length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length (PPO: over the batch).", low=-1, high=1, emitters="grpo rloo ppo sdpo", cadence="rollout")
+    length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length (PPO: over the batch; online DPO: of the differences within its pairs).", low=-1, high=1, emitters="grpo rloo ppo sdpo online_dpo", cadence="rollout")
     model_outside_fraction: float | None = signal("fraction", "Share of samples whose features in the reward model lie beyond the distance that 1% of the run's first samples exceed (diagonal Mahalanobis; largest of several reward models).", low=0, high=1, emitters="grpo rloo ppo", cadence="rollout")
     component_mean: dict[str, float] | None = signal("reward", "Mean of one reward function over the generation batch.", emitters=_on, cadence="rollout", label="component")
     component_std: dict[str, float] | None = signal("reward", "Standard deviation of one reward function over the generation batch.", low=0, emitters=_on, cadence="rollout", label="component")
