@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from dataclasses import replace
 
@@ -44,6 +46,22 @@ def test_category_gives_the_state(category: str, state: str) -> None:
     assert verdict is not None
     assert (verdict.state, verdict.decision, verdict.rule) == (state, "watch", "one")
     assert (verdict.since_step, verdict.last_healthy_step, verdict.reason) == (45, 44, "one speaks.")
+
+
+@pytest.mark.parametrize("category", ["ood-drift", "collapse"])
+@pytest.mark.parametrize(("gradients", "moved"), [([0.0] * 9, False), ([0.0, 1e-9, 0.0], True), ([math.nan, 0.0], True), ([], True)])
+def test_a_policy_without_any_gradient_has_not_drifted_but_stalled(category: str, gradients: list[float], moved: bool) -> None:
+    one = rule("one", category)
+    made = maker(one)
+    for norm in gradients:
+        made.values({"optim.grad_norm": norm})
+    again = VerdictMaker([one], "grpo")
+    again.load_state_dict(json.loads(json.dumps(made.state_dict())))
+    for now in (made, again):
+        now.take(finding(one), one)
+        verdict = now.make(50)
+        assert verdict is not None
+        assert (verdict.state == "stalled") is not moved
 
 
 def test_numerics_diverge_by_an_error_or_by_the_rule_s_own_word() -> None:

@@ -149,6 +149,7 @@ class VerdictMaker:
         self._train_adds = [(name, trend.add) for name, trend in self._train.items()]
         self._eval = {name: Trend(1) for name, _, _ in _EVAL_SIGNALS}
         self._next = 0
+        self._unmoved: bool | None = None  # True while every gradient of the run was exactly 0; None before the first
 
     def values(self, values: Mapping[str, float]) -> None:
         """Take the progress signals of a frame."""
@@ -156,6 +157,8 @@ class VerdictMaker:
             value = values.get(name)
             if value is not None and value - value == 0.0:
                 add(value)
+        if self._unmoved is not False and "optim.grad_norm" in values:
+            self._unmoved = values["optim.grad_norm"] == 0.0
 
     def eval_values(self, values: Mapping[str, float]) -> None:
         """Take the progress signals of an evaluation."""
@@ -248,6 +251,8 @@ class VerdictMaker:
                 policy, key=lambda entry: (_WEIGHT[entry.severity], _ORDER[entry.category], entry.onset, entry.rule)
             )  # fmt: skip
             state = _state(shaping) or self._healthy_state(final)[0]
+            if self._unmoved and state in {"drifting", "collapsed"}:
+                state = "stalled"  # without any gradient so far the policy is the one that it began as: it went nowhere
             return state, self._decide(leader, step), leader.message, self._cause_of(leader, speaking)
         if self.updates < MIN_UPDATES or not decided:
             if final:
@@ -310,6 +315,7 @@ class VerdictMaker:
             "current": self.current.model_dump(mode="json", by_alias=True) if self.current else None,
             "checkpoints": [list(entry) for entry in self.checkpoints],
             "updates": self.updates, "since": self._since, "next": self._next, "counted": self._counted, "rising": dict(self._rising),
+            "unmoved": self._unmoved,
             "train": {name: trend.state_dict() for name, trend in self._train.items()},
             "eval": {name: trend.state_dict() for name, trend in self._eval.items()},
         }  # fmt: skip
@@ -322,6 +328,7 @@ class VerdictMaker:
         self.checkpoints = [(step, path) for step, path in state["checkpoints"]]
         self.updates, self._since, self._next, self._counted = state["updates"], state["since"], state["next"], state["counted"]
         self._rising = dict(state["rising"])
+        self._unmoved = state.get("unmoved", False)
         for trends, saved in ((self._train, state["train"]), (self._eval, state["eval"])):
             for name, trend in trends.items():
                 if name in saved:  # a state written before this signal was one of progress

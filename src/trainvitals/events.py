@@ -117,7 +117,7 @@ class RewardEvent(Event):
     group_count: float | None = signal("count", "Prompt groups in the generation batch, all ranks.", low=0, emitters="grpo rloo sdpo", cadence="rollout")
     penalised_mean: float | None = signal("reward", "Mean reward after the KL penalty was subtracted from it (RLOO, PPO); `mean` is before.", emitters="rloo ppo online_dpo", cadence="rollout")
     unscored_fraction: float | None = signal("fraction", "Share of completions for which every reward function returned None or NaN.", low=0, high=1, emitters=_on, cadence="rollout")
-    length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length (PPO: over the batch).", low=-1, high=1, emitters="grpo rloo ppo sdpo", cadence="rollout")
+    length_correlation: float | None = signal("ratio", "Mean within-group Pearson correlation of reward and completion length (PPO: over the batch; online DPO: of the differences within its pairs).", low=-1, high=1, emitters="grpo rloo ppo sdpo online_dpo", cadence="rollout")
     model_outside_fraction: float | None = signal("fraction", "Share of samples whose features in the reward model lie beyond the distance that 1% of the run's first samples exceed (diagonal Mahalanobis; largest of several reward models).", low=0, high=1, emitters="grpo rloo ppo", cadence="rollout")
     component_mean: dict[str, float] | None = signal("reward", "Mean of one reward function over the generation batch.", emitters=_on, cadence="rollout", label="component")
     component_std: dict[str, float] | None = signal("reward", "Standard deviation of one reward function over the generation batch.", low=0, emitters=_on, cadence="rollout", label="component")
@@ -448,6 +448,7 @@ class EvalEvent(Event):
     score_fall: float | None = signal("score", "Best held-out score of the run so far minus the better one of the two newest, by HeldoutProbe.", low=0, cadence="eval")
     proxy_gain: float | None = signal("reward", "Mean training reward of the updates before this evaluation minus that before the best one, by HeldoutProbe.", cadence="eval")
     fall_chance: float | None = signal("fraction", "HeldoutProbe: bound on the chance that anywhere in the run two evaluations in a row fall so clearly, prompt by prompt against the best one, by luck; the least since the best.", low=0, high=1, cadence="eval")
+    unearned_fraction: float | None = signal("fraction", "Share of training answers with the highest reward of the run to which HeldoutProbe's checker gives its lowest mark: they were paid for something else.", low=0, high=1, cadence="eval")
     length_mean: float | None = signal("tokens", "Mean length of the completions of HeldoutProbe.", low=0, cadence="eval", per="sequence")
     seconds: float | None = signal("seconds", "Time one evaluation by HeldoutProbe took, reward function included.", low=0, cadence="eval")
 

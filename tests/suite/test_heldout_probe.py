@@ -47,3 +47,26 @@ def test_it_works_in_every_loop(tmp_path, train, name):
     assert "eval.proxy_gain" in found[2]
     assert [frame.step for frame in seen.frames] == [1, 2]
     assert "eval.score" in seen.start.emits
+
+
+def has_letter(completions: list[Any], **kwargs: Any) -> list[float]:
+    """A lax verifier: passes what holds any of half of the alphabet."""
+    return [float(bool(set("abcdefghijklm") & set(tiny.text_of(text)))) for text in completions]
+
+
+def begins_with_letter(completions: list[Any], **kwargs: Any) -> list[float]:
+    """A strict one: the answer begins with it."""
+    return [float(tiny.text_of(text)[:1] in set("abcdefghijklm")) for text in completions]
+
+
+@pytest.mark.parametrize("reward", [has_letter, begins_with_letter])
+def test_answers_with_full_reward_that_the_checker_denies(tmp_path, train, reward):
+    probe = HeldoutProbe(begins_with_letter, [[{"role": "user", "content": text}] for text in tiny.questions(24)], every=2, max_new_tokens=8)
+    settings = {"max_steps": 6, "num_generations": 4, "max_completion_length": 8, "learning_rate": 1e-5, **SETTINGS, "per_device_train_batch_size": 24}
+    seen = train(tiny.grpo(str(tmp_path), reward=reward, callbacks=[probe], **settings))
+    assert seen.notices == []
+    shares = [values.get("eval.unearned_fraction") for _, values in probe.history]
+    assert shares[0] is None
+    lax = reward is has_letter
+    assert all(share is not None and (share > 0.33 if lax else share == 0) for share in shares[1:])
+    assert [one.step for one in seen.callback.monitor.findings if one.rule.id == "checker-unmoved"] == ([5] if lax else [])

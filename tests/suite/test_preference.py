@@ -55,6 +55,25 @@ def test_ties_and_failures_of_a_judge() -> None:
     assert preference.unscored([[1.0, None, math.nan], [None, None, math.nan]]) == (2, 3)
 
 
+def test_score_and_length_go_together_within_pairs() -> None:
+    scores = torch.tensor([2.0, 0.0, 1.0, 1.0, 0.0, 2.0, 1.0, math.nan])  # differences 2, -2, 0, nan
+    lengths = torch.tensor([7, 2, 5, 9, 5, 4, 9, 1])  # differences 2, -2, -4, 8
+    assert preference.length_signals([scores, lengths]) == {"reward.length_correlation": pytest.approx(8 / math.sqrt(8 * 24))}
+    apart = [scores[[0, 4]], scores[[1, 2, 5, 6]], lengths[[0, 4]], lengths[[1, 2, 5, 6]]]  # two micro-batches
+    assert preference.length_signals(apart) == {"reward.length_correlation": pytest.approx(8 / math.sqrt(8 * 24))}
+    for nothing in ([], [torch.ones(4), lengths[:4]], [scores[:4], torch.ones(4)], [scores[:3], lengths[:3]], [torch.ones(0), torch.ones(0)]):
+        assert preference.length_signals(nothing) == {}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_within_pairs_the_longer_answer_earns_as_much_more_as_it_is_longer(sign: int) -> None:
+    lengths = torch.randint(1, 50, (64,))
+    assert preference.length_signals([sign * 0.1 * lengths, lengths])["reward.length_correlation"] == pytest.approx(sign)
+    # a score of the prompt is the same for both answers and explains nothing
+    prompts = torch.randn(32).repeat(2)
+    assert preference.length_signals([sign * lengths + 100 * prompts, lengths])["reward.length_correlation"] == pytest.approx(sign, abs=1e-4)
+
+
 def test_sums_and_counts_of_one_class_become_means() -> None:
     rows = [
         {"rewards/chosen_sum": 6.0, "count/chosen": 3.0, "kl": 1.0},
@@ -390,3 +409,15 @@ def test_a2po(tmp_path, train, saw) -> None:
         assert seen.series("completion.truncated_fraction")[step] == pytest.approx(sum(end not in row for row in rows) / len(rows))
     assert seen.series("reward.mean") == pytest.approx(seen.logged("reward"))
     assert seen.series("advantage.mean") == pytest.approx(seen.logged("advantage"))
+
+
+@pytest.mark.parametrize("longer", [True, False])
+def test_online_dpo_is_paid_for_length(tmp_path, train, longer: bool) -> None:
+    def judged(completions: list[Any], **kwargs: Any) -> list[float]:
+        return [float(len(build.tiny.text_of(text))) for text in completions] if longer else build.tiny.vowels(completions)
+
+    settings = {"per_device_train_batch_size": 16, "max_new_tokens": 24, "learning_rate": 1e-3, "beta": 0.05, "lr_scheduler_type": "constant", "max_steps": 16}
+    seen = train(build.online_dpo(str(tmp_path), reward=judged, **settings))
+    correlations = [*seen.series("reward.length_correlation").values()]
+    assert (min(correlations) > 0.8) is longer
+    assert ("paid-for-length" in {one.rule.id for one in seen.callback.monitor.findings}) is longer

@@ -28,7 +28,7 @@ _NOT_SECRET = re.compile(r"^(pad|eos|bos|unk|sep|cls|mask|think_end)_token$")
 GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram", "device.")))
 """Signals that need a CUDA device."""
 
-PROBED = frozenset({"eval.score_fall", "eval.fall_chance", "eval.proxy_gain", "eval.length_mean", "eval.seconds"})
+PROBED = frozenset({"eval.score_fall", "eval.fall_chance", "eval.proxy_gain", "eval.unearned_fraction", "eval.length_mean", "eval.seconds"})
 """Signals that only `heldout.HeldoutProbe` gives."""
 
 HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(PROBED, *(family.SIGNALS for family in FAMILIES if family is not ppo))

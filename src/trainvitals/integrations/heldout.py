@@ -28,7 +28,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trainvitals.integrations import full_marks
 from trainvitals.integrations.facts import PROBED, PROMISED, RUNNING
+from trainvitals.integrations.full_marks import Marks
 from trainvitals.integrations.transformers import VitalsCallback, notice
 
 Prompt = str | list[dict[str, Any]]
@@ -102,6 +104,7 @@ class HeldoutProbe(TrainerCallback):
         self._given: Any = None
         self._seen: dict[str, float] = {}
         self._ended: float | None = None
+        self._marks = Marks()
 
     # ---- when ----
 
@@ -154,8 +157,11 @@ class HeldoutProbe(TrainerCallback):
             self._vitals = vars(control).get(RUNNING)
             if self._vitals is None:
                 self._switch_off("there is no VitalsCallback in this trainer to publish to: call attach(trainer)")
-            elif (run := getattr(self._vitals.monitor, "run", None)) is not None and run.emits is not None and "eval.score" not in run.emits:
-                self._tell("order", "add HeldoutProbe before VitalsCallback, or use attach(trainer): no rule expects its scores now.")
+            else:
+                self._vitals.scored.wanted = len(self._rows)
+                run = getattr(self._vitals.monitor, "run", None)
+                if run is not None and run.emits is not None and "eval.score" not in run.emits:
+                    self._tell("order", "add HeldoutProbe before VitalsCallback, or use attach(trainer): no rule expects its scores now.")
         return None if self._vitals is None or self._vitals.off else self._vitals
 
     def _switch_off(self, why: str) -> None:
@@ -214,7 +220,21 @@ class HeldoutProbe(TrainerCallback):
         if known:
             values["eval.score"] = sum(known) / len(known)  # a NaN stays one
             values.update(self._falls.add(scores, values["eval.score"]))
+        self._marks.see(scores)
+        with _apart(model, self.seed):
+            values.update(self._full_marks(state))
         return values
+
+    def _full_marks(self, state: TrainerState) -> dict[str, float]:
+        """What the checker says of training's own answers that earned the most. It may know nothing of those prompts: then it may raise, and nothing is said."""
+        vitals = self._vitals
+        if vitals is None:
+            return {}
+        try:
+            share = full_marks.ask(vitals.scored, vitals.seen.high, [*self._rows[0]], self._marks, lambda given: self._ask(given, state))
+        except Exception:
+            return {}
+        return {} if share is None else {"eval.unearned_fraction": share}
 
     def _generate(self, model: Any, tokenizer: Any, limit: int) -> list[list[int]]:
         """Token ids of one completion per prompt, up to and with the end token."""
@@ -256,15 +276,16 @@ class HeldoutProbe(TrainerCallback):
                 for prompt, text in zip(prompts, texts, strict=True)
             ],
             "completion_ids": ids,
-            "trainer_state": state,
-            "log_extra": _ignore,
-            "log_metric": _ignore,
         }
-        result = self.reward_func(**given)
+        return self._ask(given, state)
+
+    def _ask(self, given: dict[str, Any], state: TrainerState) -> list[float | None]:
+        """The checker's score of each completion in `given`."""
+        result = self.reward_func(**given, trainer_state=state, log_extra=_ignore, log_metric=_ignore)
         result = asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
         scores = [None if score is None else float(score) for score in result]
-        if len(scores) != len(ids):
-            msg = f"{len(scores)} scores for {len(ids)} completions"
+        if len(scores) != len(given["completions"]):
+            msg = f"{len(scores)} scores for {len(given['completions'])} completions"
             raise ValueError(msg)
         return scores
 

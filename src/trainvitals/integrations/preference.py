@@ -29,7 +29,7 @@ _REFERENCE = frozenset({"preference.logratio_chosen", "preference.logratio_rejec
 _CLASSES = frozenset({"preference.desirable_fraction", "preference.one_class_fraction"})
 _KL = frozenset({"preference.kl_zero_fraction"})
 _TIES = frozenset({"preference.tied_fraction", "reward.unscored_fraction"})
-_WRITTEN = frozenset({"completion.repetition_fraction"})
+_WRITTEN = frozenset({"completion.repetition_fraction", "reward.length_correlation"})
 SIGNALS = _PAIR | _RESPONSE | _REFERENCE | _CLASSES | _KL | _TIES
 """Signals that only these wraps give; `sampling.py` gives ``reward.unscored_fraction`` as well."""
 
@@ -105,6 +105,25 @@ def _widen(ids: torch.Tensor, mask: torch.Tensor, width: int) -> tuple[torch.Ten
     more = width - ids.size(1)
     wide = torch.nn.functional.pad(mask.bool(), (0, more))
     return torch.nn.functional.pad(ids, (0, more)).masked_fill(~wide, 0), wide
+
+
+def length_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
+    """Correlation of score and length within pairs, of all pairs of a step together: pairs alone have none.
+
+    Args:
+        tensors: Scores of each micro-batch, then lengths in tokens; the first half of a micro-batch answers the same prompts as the second.
+
+    Returns:
+        ``reward.length_correlation`` of the differences, around 0 since either answer may be called the first; nothing where scores or lengths are equal.
+    """
+    halves = [(left - right).double() for left, right in (part.flatten().chunk(2) for part in tensors if len(part) and len(part) % 2 == 0)]
+    middle = len(halves) // 2
+    if not middle or len(halves) != len(tensors):
+        return {}
+    scores, lengths = torch.cat(halves[:middle]), torch.cat(halves[middle:])
+    known = torch.isfinite(scores)
+    scale = float(torch.sqrt((scores[known] ** 2).sum() * (lengths[known] ** 2).sum()))
+    return {"reward.length_correlation": float((scores * lengths)[known].sum()) / scale} if scale > 0 else {}
 
 
 def response_counts(mask: torch.Tensor) -> torch.Tensor:
@@ -334,6 +353,8 @@ class _Preference:
         if self._scored:
             hooks.give("reward.unscored_fraction", self._failed / self._scored)
             self._failed = self._scored = 0
+        if [len(part) for part in self._scores] == [len(part) for part in self._lengths]:
+            hooks.put([*self._scores, *self._lengths], length_signals)
         for tensors, compute in (
             (self._counts, share_signals), (self._classes, class_signals), (self._scores, tie_signals), (self._lengths, _length_signals),
             (self._texts, _text_signals),

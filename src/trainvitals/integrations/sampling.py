@@ -220,6 +220,7 @@ class _Sampling:
             ids = [[token for token, own in zip(row, mask, strict=True) if own] for row, mask in zip(ids, self._written, strict=True)]
         start = int(trainer.accelerator.process_index) * len(prompts)
         size, names = int(trainer.num_generations), list(trainer.reward_func_names)
+        self._hooks.callback.scored.keep(args, matrix, trainer.reward_weights, start)
         ends = _end_ids(trainer)
         parts = group_parts(len(prompts), size, start)
         keys = _prompt_keys(args[0] if args else kwargs["inputs"], prompts)

@@ -30,6 +30,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainvitals.integrations.checkpoint import held
 from trainvitals.integrations.facts import RUNNING, known_at_start, promised, run_start, sharded, trainer_kind
+from trainvitals.integrations.full_marks import Answers
 from trainvitals.integrations.grpo import RewardRange
 from trainvitals.integrations.housekeeping import Housekeeping, room, room_at_start, size_of
 from trainvitals.integrations.later import Later, scalar
@@ -103,7 +104,7 @@ class VitalsCallback(TrainerCallback):
         self.at_train_end: list[Callable[[TrainerState], None]] = []
         self.later = Later(notice)
         self._update_size, self._optimizer, self._keeping = UpdateSize(), OptimizerCheck(), Housekeeping()
-        self.seen = RewardRange()
+        self.seen, self.scored = RewardRange(), Answers()
         self.pending: dict[str, float] = {}  # signals of the open step
         self.latest: dict[str, float] = {}
         self.hooks: Any = None  # integrations.hooks.Hooks
