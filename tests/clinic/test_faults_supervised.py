@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.clinic.ward.cases import by_id
 from tests.clinic.ward.record import train
 
