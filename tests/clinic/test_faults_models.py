@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.clinic.ward.cases import by_id
+from tests.clinic.ward.record import train
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "suite"))
@@ -68,17 +70,23 @@ def test_an_optimizer_that_was_built_before_the_adapter(tmp_path, observe):
     assert twin.loud == {}
 
 
-@pytest.mark.parametrize(("name", "rate", "steps"), [("sft", 2e-4, 60), ("grpo", 1e-4, 20)])
-def test_a_learning_rate_a_hundred_times_too_high(tmp_path, observe, name, rate, steps):
+@pytest.mark.parametrize(("name", "rate", "steps", "harm"), [("sft", 2e-4, 60, 4), ("grpo", 1e-4, 20, 5)])
+def test_a_learning_rate_a_hundred_times_too_high(tmp_path, observe, name, rate, steps, harm):
     build, settings = getattr(build_models, name), {**HEALTHY, "max_steps": steps}
     fault = build(str(tmp_path / "fault"), peft=build_models.lora(), **{**settings, "learning_rate": 100 * rate})
     patient = observe(fault)
-    assert patient.loud == {"adapter-learning-rate-high": 1}
+    assert patient.loud == {"adapter-learning-rate-high": harm}  # when two updates have moved the weights by a twentieth, not before
     assert "Consider 1e-4 to 2e-4 for supervised training and 1e-5 for reinforcement learning." in line_about(
         patient, "adapter-learning-rate-high"
     )
     twin = observe(build(str(tmp_path / "twin"), peft=build_models.lora(), **{**settings, "learning_rate": rate}))
     assert twin.loud == {}
+
+
+@pytest.mark.parametrize(("case", "said"), [("dpo-both-fall", {}), ("dpo-lora-twin", {}), ("dpo-no-anchor", {"adapter-learning-rate-high"})])
+def test_a_high_rate_is_told_by_what_it_does_to_the_chosen_answers(tmp_path, case, said):
+    callback = train(by_id(case), 77, str(tmp_path))
+    assert {finding.rule.id for finding in callback.monitor.findings if finding.severity != "info" and not finding.suppressed_by} == set(said)
 
 
 def test_an_adapter_a_hundred_times_too_strong(tmp_path, observe):

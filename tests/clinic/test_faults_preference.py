@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.clinic.ward.cases import by_id
+from tests.clinic.ward.record import train
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "suite"))
@@ -145,6 +147,12 @@ def test_a_preference_term_that_unlearns_the_chosen_responses(name: str, weight:
     assert "the preference term is unlearning them" in line(patient, "preference-term-dominates")
     twin = observe(getattr(build, name)(str(tmp_path / "twin"), data=build.pairs(nearly), **settings))
     assert twin.loud == {}
+
+
+@pytest.mark.parametrize(("case", "said"), [("cpo-simpo-rate", {"preference-term-dominates"}), ("cpo-simpo-twin", set())])
+def test_simpo_at_a_rate_that_unlearns_both_answers(case: str, said: set[str], tmp_path) -> None:
+    findings = train(by_id(case), 80, str(tmp_path)).monitor.findings
+    assert {finding.rule.id for finding in findings if finding.severity != "info"} == said
 
 
 @pytest.mark.parametrize(("name", "more"), [("orpo", {}), ("cpo", {"loss_type": "simpo", "cpo_alpha": 1.0})])

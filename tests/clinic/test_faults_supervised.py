@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.clinic.ward.cases import by_id
+from tests.clinic.ward.record import train
 
 from trainvitals.integrations import tiny
 from trainvitals.monitor import Monitor
@@ -232,3 +234,11 @@ def test_a_reward_model_that_ends_in_a_sigmoid(tmp_path, observe):
     patient = observe(trainer)
     assert "are at the smallest or the largest score that there is" in headline(patient, "reward-scores-pinned")
     assert 15 <= patient.loud["reward-scores-pinned"] <= 55
+
+
+@pytest.mark.parametrize("subject", ["sft-own-files", "orpo-new-subject"])
+def test_a_subject_that_is_evaluated_and_not_trained_is_unlearned(subject: str, tmp_path: Path) -> None:
+    findings = train(by_id(f"{subject}-only"), 77, str(tmp_path / "fault")).monitor.findings
+    assert [finding.rule.id for finding in findings if finding.severity != "info" and not finding.suppressed_by] == ["evaluation-unlearned"]
+    twin = train(by_id(f"{subject}-twin"), 77, str(tmp_path / "twin"))  # half of the rows are of the old subject
+    assert not [finding for finding in twin.monitor.findings if finding.severity != "info"]
