@@ -222,7 +222,7 @@ CASES: tuple[Case, ...] = (
          twin="sft-lora-twin"),
     _sft("many-views", "24 rows are read forty times at a rate and a half (SF-02).", many_views, 120, ["memorised-epoch", "overfitting", "too-many-epochs"], ("over-optimization", "config"), ("over_optimizing",)),
     _sft("role-renamed", "From update 61 on rows are of an export in which the collator finds no answer (SF-04).", role_renamed, 120, ["labels-masked", "rows-without-labels"], ("data",), ("stalled", "diverged"), onset=60, from_start=("data-sorted",)),
-    _sft("forgets", "A model that knows one domain learns another, without a row of the first (SF-09).", partial(second_subject, replay=0.0), 120, ["overfitting", "no-rule:forgetting"],
+    _sft("forgets", "A model that knows one domain learns another, without a row of the first (SF-09).", partial(second_subject, replay=0.0), 120, ["evaluation-unlearned", "overfitting", "no-rule:forgetting"],
          ("over-optimization", "ood-drift"), ("over_optimizing", "drifting"), twin="sft-replay-twin"),
     _case("reward", "resumed-anew", f"After update {RESUME} the run is resumed with its weights alone: optimizer, schedule and data begin anew (NU-13).", resumed_anew, 120,
           ["resumed-without-optimizer", "learning-rate-jump"], ("config", "numerics"), ("drifting", *LEARNS), onset=RESUME, from_start=("duplicate-rows",), twin="reward-linear-twin"),

@@ -251,13 +251,13 @@ def reward_in_half(folder: str, seed: int, **changes: Any) -> Any:
 
 
 NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
-    "sft-own-files-only": (["no-rule:old-subject-forgotten-because-not-in-training-mix", "overfitting"], ["data", "ood-drift"]),
+    "sft-own-files-only": (["evaluation-unlearned", "no-rule:old-subject-forgotten-because-not-in-training-mix", "overfitting"], ["data", "ood-drift"]),
     "sft-fifty-rows": (["too-many-epochs", "overfitting", "memorised-epoch"], ["over-optimization", "data", "config"]),
     "sft-adapter-empty": (["checkpoint-incomplete", "resumed-with-other-weights"], ["config", "data"]),
     "sft-answers-open": (["end-token-missing"], ["data"]),
     "dpo-own-reference": (["no-rule:reference-is-the-policy-itself-adapters-not-switched-off", "policy-equals-reference"], ["config", "stall"]),
     "kto-mixed-stream": (["no-rule:batch-without-examples-or-without-kl-partners", "hidden-nan", "kto-batch-too-small"], ["numerics", "data", "config"]),
-    "orpo-new-subject-only": (["no-rule:old-subject-forgotten-because-not-in-training-mix", "overfitting"], ["data", "ood-drift"]),
+    "orpo-new-subject-only": (["evaluation-unlearned", "no-rule:old-subject-forgotten-because-not-in-training-mix", "overfitting"], ["data", "ood-drift"]),
     "cpo-simpo-rate": (["step-size-too-large", "preference-term-dominates", "likelihood-displacement"], ["config", "ood-drift", "collapse"]),
     "reward-in-half": (["hidden-nan"], ["numerics"]),
 }
