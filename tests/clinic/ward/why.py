@@ -54,7 +54,10 @@ advised along with the rate. For a rate of 0 in the configuration TRL's default 
 A larger label_smoothing against exploding margins was never forked and is no longer advised.
 """
 CURE_MISSED: dict[str, str] = {
-    "grpo-length-bonus": "The bonus fills the cap first: the first suggestion is a larger one, which gives the bonus more room. The right weights cure one of two.",
+    "grpo-length-bonus": "The reward paid for length before answers were cut, so a larger cap is suggested no more: advice in words. The right weights cure one of two.",
+    "dpo-no-anchor": "Told from the rate alone at update 1 the suggestion cured two of two, and a healthy run at such a rate was warned (round eight); told when the harm is measured, at update 55, neither it nor the right rate brings the chosen answers back.",
+    "cpo-simpo-rate": "In seed 5 the right rate is behind the twins at the end of the fork as well.",
+    "async_grpo-cap-prefix": "In seed 5 four times the cap still cuts more answers than in the twins.",
     "grpo-micro-batches-not-divided": "Its effects are told, each with a remedy of its own; that the loss is not divided nobody says. In one seed the right rate is behind its twins as well.",
     "sft-mean-of-means": "Half as many micro-batches is half of the repair; in one seed the right change is behind its twins too.",
     "async_grpo-raw-logps": "What the sampler reports is wrong: sampler-mismatch advises in words, no parameter of ours repairs it.",
