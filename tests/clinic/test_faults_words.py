@@ -153,7 +153,8 @@ def test_entropy_goes_to_zero(tmp_path, observe, writer, fault, rate, latest):
     assert ONSET + 15 < step <= latest
     assert min(entropy[:ONSET]) > 2.0
     assert sum(entropy[step - 10 : step]) / 10 < 0.6
-    assert "the policy stopped exploring. Consider a higher epsilon_high or temperature, or a lower learning rate." in line
+    # One update on a batch: no token is ever clipped, so that a wider clip range would change nothing and is not advised.
+    assert "the policy stopped exploring. Consider a higher temperature, or a lower learning rate." in line
     assert patient.monitor.verdict.state == "collapsed"
     assert patient.monitor.verdict.decision == "adjust"
 
