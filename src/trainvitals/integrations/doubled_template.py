@@ -7,7 +7,6 @@ that a policy answers (GRPO, RLOO, online DPO). Markers are learned by rendering
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +20,8 @@ SIGNALS = frozenset({"token.doubled_template_fraction"})
 """Signals that only these wraps give."""
 
 _NAMES = ("input_ids", "chosen_input_ids", "prompt_input_ids")  # SFT, DPO and KTO; ORPO, CPO, reward models; BCO
-_PROMPTS = 64  # prompts of a generation batch that are looked at
-_HEAD = 1024  # of their tokens: the first turn is doubled like the others
+_PROMPTS = 64  # rows of a generation batch whose prompts are looked at
+_HEAD = 256  # of their tokens: the first turn is doubled like the others
 
 
 def install(hooks: Hooks) -> None:
@@ -103,10 +102,10 @@ class _Doubled:
         """One generation batch of GRPO or RLOO: the prompts' token ids come first, as lists."""
         if not self._hooks.training or not isinstance(result, tuple) or not result[0]:
             return
-        prompts: list[Sequence[int]] = [row[:_HEAD] for row in result[0][:_PROMPTS]]
-        width = max(map(len, prompts))
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in prompts])
-        mask = torch.tensor([[place < len(row) for place in range(width)] for row in prompts])
+        prompts = [torch.tensor(row) for row in dict.fromkeys(tuple(row[:_HEAD]) for row in result[0][:_PROMPTS])]  # each is there once for every answer
+        lengths = torch.tensor([len(row) for row in prompts])
+        ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+        mask = torch.arange(ids.size(1)) < lengths[:, None]
         self._hooks.put([self._count(ids, mask)], doubled_signals)
 
     def after_forward(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
