@@ -449,6 +449,7 @@ class EvalEvent(Event):
     proxy_gain: float | None = signal("reward", "Mean training reward of the updates before this evaluation minus that before the best one, by HeldoutProbe.", cadence="eval")
     fall_chance: float | None = signal("fraction", "HeldoutProbe: bound on the chance that anywhere in the run two evaluations in a row fall so clearly, prompt by prompt against the best one, by luck; the least since the best.", low=0, high=1, cadence="eval")
     unearned_fraction: float | None = signal("fraction", "Share of training answers with the highest reward of the run to which HeldoutProbe's checker gives its lowest mark: they were paid for something else.", low=0, high=1, cadence="eval")
+    unlearned: float | None = signal("nats", "Log-probability per token that answers have lost which the policy gave itself before training, by RetentionProbe: the forward KL from the start to the policy of now, by samples; below 0 where they are likelier now.", cadence="eval", per="token")
     length_mean: float | None = signal("tokens", "Mean length of the completions of HeldoutProbe.", low=0, cadence="eval", per="sequence")
     seconds: float | None = signal("seconds", "Time one evaluation by HeldoutProbe took, reward function included.", low=0, cadence="eval")
 

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from trainvitals import HeldoutProbe, VitalsCallback, attach
-from trainvitals.integrations import facts, heldout, tiny
+from trainvitals.integrations import facts, generating, heldout, tiny
 from trainvitals.items import Frame
 
 pytestmark = pytest.mark.trl
@@ -147,9 +147,8 @@ def test_an_adapter_is_asked_together_with_its_base(tmp_path):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.constant_(parameter, scale)
-        assert heldout.policy_of(model) is model
-        probe = HeldoutProbe(length, CHATS, sample=False)
-        answers.append(probe._generate(model, vocabulary, 8))
+        assert generating.policy_of(model) is model
+        answers.append(generating.generate(model, vocabulary, CHATS, 8, sample=False, batch_size=16))
     assert answers[0] != answers[1]
 
 
@@ -260,7 +259,7 @@ def test_a_sharded_model_is_left_alone(tmp_path, monitor, capsys, monkeypatch, h
         layer = trainer.model.model.layers[1]
         layer.__class__ = type("FullyShardedDataParallel", (type(layer),), {})
     else:
-        monkeypatch.setattr(heldout, "_PARTS", frozenset({"Parameter"}))
+        monkeypatch.setattr(generating, "_PARTS", frozenset({"Parameter"}))
     probe = HeldoutProbe(length, CHATS, every=1)
     trainer.add_callback(probe)
     attach(trainer, monitor=monitor)
@@ -277,8 +276,8 @@ def test_wraps_are_taken_off():
     wrapped.module = model
     pair = torch.nn.Module()
     pair.policy = model
-    assert heldout.policy_of(wrapped) is heldout.policy_of(pair) is heldout.policy_of(model) is model
-    assert heldout.policy_of(None) is None
+    assert generating.policy_of(wrapped) is generating.policy_of(pair) is generating.policy_of(model) is model
+    assert generating.policy_of(None) is None
 
 
 def test_other_ranks_stay_silent(tmp_path, monitor):

@@ -31,7 +31,10 @@ GPU_ONLY = frozenset(name for name in CATALOGUE if name.startswith(("memory.vram
 PROBED = frozenset({"eval.score_fall", "eval.fall_chance", "eval.proxy_gain", "eval.unearned_fraction", "eval.length_mean", "eval.seconds"})
 """Signals that only `heldout.HeldoutProbe` gives."""
 
-HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(PROBED, *(family.SIGNALS for family in FAMILIES if family is not ppo))
+RETAINED = frozenset({"eval.unlearned"})
+"""Signals that only `retention.RetentionProbe` gives."""
+
+HOOKED = frozenset({"optim.loss_raw", "time.data_wait_seconds"}).union(PROBED, RETAINED, *(family.SIGNALS for family in FAMILIES if family is not ppo))
 """Signals that only a hook on the trainer gives: absent unless one that works promises them (`Hooks.gives`).
 What PPO's hooks give, other trainers log (`_UNLESS_HOOKED`)."""
 
@@ -165,6 +168,11 @@ def known_at_start(args: Any, trainer: Any) -> dict[str, float]:
 
 RUNNING, PROMISED = "_vitals_running", "_vitals_promised"
 """Attributes on the control object, which all callbacks of a trainer share: our callback, and signals that others promise it."""
+
+
+def promise(control: Any, signals: frozenset[str]) -> None:
+    """Note on `control` that a callback of ours will publish these signals, beside what others have promised."""
+    vars(control)[PROMISED] = vars(control).get(PROMISED, frozenset()) | signals
 
 
 def promised(trainer: Any, control: Any) -> frozenset[str]:

@@ -18,24 +18,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainvitals.integrations import full_marks
-from trainvitals.integrations.facts import PROBED, PROMISED, RUNNING
+from trainvitals.integrations import full_marks, generating
+from trainvitals.integrations.facts import PROBED, RUNNING, promise
 from trainvitals.integrations.full_marks import Marks
+from trainvitals.integrations.generating import apart, policy_of, tokenizer_of, why_not
 from trainvitals.integrations.transformers import VitalsCallback, notice
 
-Prompt = str | list[dict[str, Any]]
-_LENGTH_NAMES = ("max_completion_length", "response_length", "max_new_tokens")  # GRPO and RLOO, PPO, OnlineDPO
-_PARTS = frozenset({"DTensor"})
 _FIRST = 5
 """Updates whose mean reward stands for the beginning. One alone is noisy, and rewards rise within tens."""
 _COSTLY = 0.25
@@ -110,11 +104,11 @@ class HeldoutProbe(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Tell a `VitalsCallback` that starts before us and knows no trainer what will come."""
-        vars(control)[PROMISED] = self.promises
+        promise(control, self.promises)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start anew; `auto_find_batch_size` begins a training several times."""
-        vars(control)[PROMISED] = self.promises
+        promise(control, self.promises)
         self._start()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -207,9 +201,9 @@ class HeldoutProbe(TrainerCallback):
         self._ended = now
 
     def _values(self, model: Any, tokenizer: Any, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
-        limit = self.max_new_tokens or next((int(n) for name in _LENGTH_NAMES if (n := getattr(args, name, None))), 64)
-        with _apart(model, self.seed):
-            ids = self._generate(model, tokenizer, limit)
+        limit = self.max_new_tokens or generating.cap_of(args)
+        with apart(model, self.seed):
+            ids = generating.generate(model, tokenizer, [row["prompt"] for row in self._rows], limit, sample=self.sample, batch_size=self.batch_size)
             values = {"eval.length_mean": sum(map(len, ids)) / len(ids)}
             try:
                 scores = self._scores(tokenizer, ids, state)
@@ -221,7 +215,7 @@ class HeldoutProbe(TrainerCallback):
             values["eval.score"] = sum(known) / len(known)  # a NaN stays one
             values.update(self._falls.add(scores, values["eval.score"]))
         self._marks.see(scores)
-        with _apart(model, self.seed):
+        with apart(model, self.seed):
             values.update(self._full_marks(state))
         return values
 
@@ -235,35 +229,6 @@ class HeldoutProbe(TrainerCallback):
         except Exception:
             return {}
         return {} if share is None else {"eval.unearned_fraction": share}
-
-    def _generate(self, model: Any, tokenizer: Any, limit: int) -> list[list[int]]:
-        """Token ids of one completion per prompt, up to and with the end token."""
-        texts = [_text(row["prompt"], tokenizer) for row in self._rows]
-        # Special tokens: a chat template has written its own; a plain prompt gets what the tokenizer gives everybody.
-        encoded = [
-            tokenizer(text, add_special_tokens=isinstance(row["prompt"], str))["input_ids"]
-            for text, row in zip(texts, self._rows, strict=True)
-        ]
-        own = getattr(model, "generation_config", None)
-        ends = {tokenizer.eos_token_id} if own is None or own.eos_token_id is None else own.eos_token_id
-        ends = set(ends) if isinstance(ends, list | set) else {int(ends)}
-        ends |= {tokenizer.eos_token_id} - {None}
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-        config = GenerationConfig(
-            max_new_tokens=limit, do_sample=self.sample, temperature=1.0, top_k=0 if self.sample else None, use_cache=True,
-            pad_token_id=pad, eos_token_id=sorted(ends) or None, bos_token_id=tokenizer.bos_token_id,
-        )  # fmt: skip
-        device = next(model.parameters()).device
-        results: list[list[int]] = []
-        for start in range(0, len(encoded), self.batch_size):
-            batch = encoded[start : start + self.batch_size]
-            width = max(map(len, batch))
-            ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch], device=device)
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=device)
-            with torch.no_grad():
-                output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            results += [_until(row, ends) for row in output[:, width:].tolist()]
-        return results
 
     def _scores(self, tokenizer: Any, ids: list[list[int]], state: TrainerState) -> list[float | None]:
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -357,74 +322,6 @@ def sign_evidence(fell: int, rose: int) -> float:
     above = sum(math.comb(changed + 1, k) for k in range(fell + 1))
     below = (changed + 1) * math.comb(changed, fell)
     return above / below if above < below * 10**300 else 1e300
-
-
-def policy_of(model: Any) -> Any:
-    """The causal LM itself, out of the wraps of DDP, `torch.compile`, DeepSpeed's engine and PPO's pair of models; None if none."""
-    for _ in range(4):
-        kind = type(model).__name__
-        if kind in {"DistributedDataParallel", "DataParallel", "DeepSpeedEngine"}:
-            model = model.module
-        elif kind == "OptimizedModule":
-            model = model._orig_mod
-        elif not hasattr(model, "generate") and hasattr(model, "policy"):
-            model = model.policy
-    return model if isinstance(model, torch.nn.Module) else None
-
-
-def tokenizer_of(given: dict[str, Any]) -> Any:
-    """The tokenizer among what transformers hands to a callback; that of a processor; None if there is none."""
-    found = given.get("processing_class") or given.get("tokenizer")
-    return getattr(found, "tokenizer", found)
-
-
-def why_not(model: Any, tokenizer: Any, args: TrainingArguments) -> str | None:
-    """Why this process cannot generate with this model alone; None when it can."""
-    if model is None or not hasattr(model, "generate"):
-        return "the model has no generate()"
-    if tokenizer is None or not hasattr(tokenizer, "batch_decode"):
-        return "the trainer has no tokenizer"
-    sharded = bool(getattr(args, "fsdp", None))
-    sharded |= any("FullyShardedDataParallel" in type(module).__name__ for module in model.modules())
-    sharded |= any(type(p).__name__ in _PARTS or hasattr(p, "ds_id") for p in model.parameters())
-    # Generating would wait for the other ranks, who do not come.
-    return "the model is sharded (FSDP, ZeRO-3 or tensor parallel) and rank 0 cannot generate alone" if sharded else None
-
-
-@contextmanager
-def _apart(model: Any, seed: int) -> Iterator[None]:
-    """Evaluation mode and random numbers of our own inside; afterwards modes and random states are as if nothing had been."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = sorted({p.device for p in model.parameters() if p.is_cuda}, key=str)
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    on_devices = [(device, torch.cuda.get_rng_state(device)) for device in devices]
-    try:
-        model.eval()
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds devices that we do not put back
-        for device in devices:
-            torch.cuda.default_generators[device.index].manual_seed(seed)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode  # one by one: a frozen part may have been in evaluation mode
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.random.set_rng_state(states[2])
-        for device, state in on_devices:
-            torch.cuda.set_rng_state(state, device)
-
-
-def _text(prompt: Prompt, tokenizer: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
-
-
-def _until(row: list[int], ends: set[int]) -> list[int]:
-    at = next((index for index, token in enumerate(row) if token in ends), len(row))
-    return row[: at + 1]
 
 
 async def _wait(result: Any) -> Any:

@@ -61,6 +61,8 @@ def _taught(steps: int) -> Any:
         trainer = offline.sft(folder, rows=offline.dialogues(steps * 16, 78), **settings)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        # TRL's SFTTrainer puts a forward on the model which remembers this very instance: copies would answer with its weights wherever no labels are given.
+        vars(trainer.model).pop("forward", None)
         return trainer.model
 
 
