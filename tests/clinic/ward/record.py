@@ -25,7 +25,7 @@ from typing import Any
 from tests.clinic.ward.case import Case
 
 FOLDER = Path(__file__).parent / "recordings"
-LATER_WORDS = ("two", "three", "four", "five", "six", "seven", "eight")
+LATER_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 """The later rounds in their order; what each is: `rounds`."""
 FOLDERS = {"one": FOLDER, **{word: FOLDER.with_name(f"recordings_{number}") for number, word in enumerate(LATER_WORDS, 2)}}
 """Later rounds lie apart: whoever judges or calibrates on `FOLDER` cannot meet them by accident."""
