@@ -361,7 +361,7 @@ def gkd_long(folder: str, seed: int, **changes: Any) -> Any:
 
 
 def targets_cut(folder: str, seed: int, **changes: Any) -> Any:
-    """The end token is put behind an answer first, and the answer is cut to its greatest length afterwards: training answers have no end. Unseen rows are whole."""
+    """The end token is put behind an answer first, and the answer is cut to its greatest length afterwards: five training answers in six have no end. Unseen rows are whole."""
 
     def cut(inputs: dict[str, Any]) -> dict[str, Any]:
         place = (inputs["labels"] != -100).cumsum(dim=1)
@@ -443,7 +443,7 @@ CASES: tuple[Case, ...] = (
         partial(reward_words, rows_of=32), 110, ("over_optimizing",), twin="reward-words-twin", goal="-eval.loss",
     ),
     _sick(
-        "gkd", "targets-cut", "Answers get their end token first and are cut to a greatest length afterwards: the student never sees an end (shibing624/MedicalGPT#157, huggingface/trl#1239).",
+        "gkd", "targets-cut", "Answers get their end token first and are cut to a greatest length afterwards: the student hardly sees an end (shibing624/MedicalGPT#157, huggingface/trl#1239).",
         targets_cut, 90, LEARNS, twin="gkd-long-twin",
     ),
 )  # fmt: skip
