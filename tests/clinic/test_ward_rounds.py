@@ -8,7 +8,7 @@ from tests.clinic.ward.cases import CASES, EVERY, by_id
 from tests.clinic.ward.record import FOLDERS, seeds_in
 from tests.clinic.ward.score import set_aside, split_of
 
-SIZE = {"two": (30, 5, 9, 8), "three": (24, 4, 8, 9), "four": (24, 3, 8, 6), "five": (20, 3, 5, 6), "six": (18, 3, 5, 6), "seven": (18, 3, 9, 6), "eight": (18, 3, 10, 6)}
+SIZE = {"two": (30, 5, 9, 8), "three": (24, 4, 8, 9), "four": (24, 3, 8, 6), "five": (20, 3, 5, 6), "six": (18, 3, 5, 6), "seven": (18, 3, 9, 6), "eight": (18, 3, 10, 6), "nine": (18, 3, 10, 6)}
 """Word to how many faults a round has at least, with how many seeds each, in at least how many trainers, and at least how many healthy settings that look sick."""
 
 

@@ -25,7 +25,7 @@ class Case:
     """One fault, or one way to be healthy.
 
     Attributes:
-        id: ``<trainer>-<fault in words>``; its recordings are ``recordings/<id>.jsonl.xz`` (``recordings_2`` to ``recordings_8`` for the later rounds).
+        id: ``<trainer>-<fault in words>``; its recordings are ``recordings/<id>.jsonl.xz`` (``recordings_2`` to ``recordings_9`` for the later rounds).
         trainer: Name of the trainer as rules write it (``grpo``, ``sft``, ...).
         what: One sentence: what was planted and how, or what is varied in a healthy case.
         build: Builds the training, see `Build`.

@@ -27,6 +27,7 @@ from tests.clinic.ward import (
     cases_round7_rl,
     cases_round8_offline,
     cases_round8_rl,
+    cases_round9_offline,
     cases_round9_rl,
     cases_supervised,
 )
@@ -50,7 +51,7 @@ BY_ROUND: dict[str, tuple[Case, ...]] = {
     "six": (*cases_round6_rl.CASES, *cases_round6_offline.CASES),
     "seven": (*cases_round7_rl.CASES, *cases_round7_offline.CASES),
     "eight": (*cases_round8_rl.CASES, *cases_round8_offline.CASES),
-    "nine": (*cases_round9_rl.CASES,),
+    "nine": (*cases_round9_rl.CASES, *cases_round9_offline.CASES),
 }
 """What each later round adds, by its word: faults and healthy settings that were written after the rules, by somebody who did not read them. `rounds` tells how each was chosen."""
 EVERY: tuple[Case, ...] = (*CASES, *(case for cases in BY_ROUND.values() for case in cases))

@@ -3,7 +3,7 @@
     python -m tests.clinic.ward.effect CASE...                trains a seed that no recording has, prints a line, keeps nothing
     python -m tests.clinic.ward.effect --recorded CASE...     the same from the recordings of the later rounds
 
-It is how the later rounds were chosen (docs/decisions/0009 and 0011 to 0015): nothing here imports a rule or a finding.
+It is how the later rounds were chosen (docs/decisions/0009 and 0011 to 0017): nothing here imports a rule or a finding.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The later rounds: faults, healthy settings and seeds that were chosen after the rules were written, without a look at them.
 
-``set_aside_2.json`` to ``set_aside_8.json`` list them, ``recordings_2`` to ``recordings_8`` hold them, docs/decisions/0009 and 0011 to 0016 say
+``set_aside_2.json`` to ``set_aside_9.json`` list them, ``recordings_2`` to ``recordings_9`` hold them, docs/decisions/0009 and 0011 to 0017 say
 how they were chosen. Nothing of a round is judged by ``make clinic`` until `why` says what it gave the first time.
 """
 
@@ -94,6 +94,10 @@ ALL = (
     Round(
         "eight", 8, "eighth", "0016",
         "What people report, in the order of how many do, known causes included, in settings that no older case has, planted by two authors who did not read the rules; which rules name a fault was said by others who saw the descriptions alone",
+    ),
+    Round(
+        "nine", 9, "ninth", "0017",
+        "The same draw with other queries and authors, after known causes had been tried over more trainers and scales",
     ),
 )  # fmt: skip
 ROUNDS = {f"round-{each.word}": each for each in ALL}
