@@ -371,13 +371,17 @@ def targets_cut(folder: str, seed: int, **changes: Any) -> Any:
 
 
 NAMED: dict[str, tuple[list[str], list[Any]]] = {
-    name: (["no-rule: to be named"], [])
-    for name in (
-        "transformers-tickets-only", "sft-tool-results-trained", "sft-packed-ranges-slip", "dpo-adapters-for-inference", "kto-rate-tiny", "orpo-rate-high", "cpo-no-anchor",
-        "reward-thirty-pairs", "gkd-targets-cut",
-    )
-}  # fmt: skip
-"""To be named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0016)."""
+    "transformers-tickets-only": (["evaluation-unlearned"], ["data", "ood-drift"]),
+    "sft-tool-results-trained": (["no-rule:tool-results-are-trained-on", "prompt-learned"], ["data", "config"]),
+    "sft-packed-ranges-slip": (["no-rule:label-ranges-of-packed-rows-are-displaced", "prompt-learned"], ["data"]),
+    "dpo-adapters-for-inference": (["parameters-left-out", "adapter-not-learning", "policy-equals-reference"], ["stall", "config"]),
+    "kto-rate-tiny": (["no-rule:learning-rate-far-too-small", "preference-not-learning", "loss-plateau"], ["stall", "config"]),
+    "orpo-rate-high": (["step-size-too-large"], ["numerics", "config"]),
+    "cpo-no-anchor": (["preference-term-dominates", "likelihood-displacement"], ["ood-drift", "over-optimization", "config"]),
+    "reward-thirty-pairs": (["overfitting", "preference-does-not-transfer", "too-many-epochs"], ["over-optimization", "data"]),
+    "gkd-targets-cut": (["end-token-missing", "answers-truncated"], ["data"]),
+}
+"""Ids of rules that are true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0017)."""
 
 
 def _goal(trainer: str) -> str:

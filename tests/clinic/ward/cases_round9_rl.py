@@ -273,17 +273,17 @@ def shorter(folder: str, seed: int, **changes: Any) -> Any:
 
 
 NAMED: dict[str, tuple[Sequence[str], Sequence[Any]]] = {
-    "grpo-two-answers": (["no-rule: to be named"], []),
-    "grpo-repetition-penalty": (["no-rule: to be named"], []),
-    "grpo-gold-unreadable": (["no-rule: to be named"], []),
-    "rloo-cap-six-letters": (["no-rule: to be named"], []),
-    "rloo-nearly-greedy": (["no-rule: to be named"], []),
-    "rloo-min-tokens": (["no-rule: to be named"], []),
-    "ppo-model-likes-repeats": (["no-rule: to be named"], []),
-    "async_grpo-line-break-asked": (["no-rule: to be named"], []),
-    "online_dpo-cap-four": (["no-rule: to be named"], []),
+    "grpo-two-answers": (["groups-too-small"], ["config", "stall"]),
+    "grpo-gold-unreadable": (["checker-unmoved"], ["data", "over-optimization", "stall"]),
+    "grpo-repetition-penalty": (["samples-from-another-policy", "sampler-mismatch", "truncated-sampling-correction"], ["config", "ood-drift"]),
+    "rloo-cap-six-letters": (["length-near-cap", "truncated-completions"], ["config", "data", "stall"]),
+    "rloo-nearly-greedy": (["mode-collapse", "advantage-collapse"], ["config", "collapse", "stall"]),
+    "rloo-min-tokens": (["negative-kl", "samples-from-another-policy", "sampler-mismatch"], ["config", "ood-drift"]),
+    "ppo-model-likes-repeats": (["proxy-divergence", "reward-model-out-of-range", "answers-loop"], ["over-optimization", "ood-drift", "collapse"]),
+    "async_grpo-line-break-asked": (["dead-component", "coarse-reward"], ["data", "stall"]),
+    "online_dpo-cap-four": (["truncated-completions", "judge-undecided"], ["config", "data", "stall"]),
 }
-"""Ids of rules whose meaning is true of the cause, best first, and categories: to be named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0016)."""
+"""Ids of rules that are true of the cause, best first, and categories: named from the description of the fault alone, by somebody who saw no recording (docs/decisions/0017)."""
 
 
 def _sick(fault: str, trainer: str, what: str, build: Callable[..., Any], steps: int, verdicts: Sequence[Any], **more: Any) -> Case:
