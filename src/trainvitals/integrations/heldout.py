@@ -29,6 +29,7 @@ import torch
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainvitals.integrations import full_marks
+from trainvitals.integrations.attention import for_padded_rows
 from trainvitals.integrations.facts import PROBED, PROMISED, RUNNING
 from trainvitals.integrations.full_marks import Marks
 from trainvitals.integrations.transformers import VitalsCallback, notice
@@ -260,7 +261,7 @@ class HeldoutProbe(TrainerCallback):
             width = max(map(len, batch))
             ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch], device=device)
             mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=device)
-            with torch.no_grad():
+            with torch.no_grad(), for_padded_rows(model):
                 output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
             results += [_until(row, ends) for row in output[:, width:].tolist()]
         return results
