@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import build_async
 import build_preference
 import build_sampling
 import pytest
@@ -19,6 +20,7 @@ BUILDERS = {
     "rloo": (build_sampling.rloo, {"max_steps": 2, "num_generations": 4, "max_completion_length": 8}),
     "online_dpo": (build_preference.online_dpo, {"max_steps": 2}),
     "ppo": (build_sampling.ppo, {"updates": 2, "num_ppo_epochs": 1}),
+    "async_grpo": (build_async.async_grpo, {"max_steps": 2}),
 }
 
 

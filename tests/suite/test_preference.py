@@ -50,7 +50,8 @@ def test_balance_of_classes(label: Any) -> None:
 
 def test_ties_and_failures_of_a_judge() -> None:
     scores = [torch.tensor([1.0, 2.0, math.nan, 2.0]), torch.tensor([1.0, 1.0])]
-    assert preference.tie_signals(scores) == {"preference.tied_fraction": 2 / 3}
+    assert preference.tie_signals(scores) == {"preference.tied_fraction": 2 / 3, "reward.max": 2.0, "reward.min": 1.0}
+    assert preference.tie_signals([torch.full((2,), math.nan)]) == {"preference.tied_fraction": 0.0}
     assert preference.tie_signals([]) == {}
     assert preference.unscored([[1.0, None, math.nan], [None, None, math.nan]]) == (2, 3)
 
@@ -366,6 +367,8 @@ def test_online_dpo(tmp_path, train, saw) -> None:
         found = [0.0, *found[1:]]  # what TRL makes of a missing score
         ties = [found[i] == found[half + i] for i in range(half)]
         assert seen.series("preference.tied_fraction")[step] == sum(ties) / half
+        assert seen.series("reward.max")[step] == pytest.approx(max(found))
+        assert seen.series("reward.min")[step] == min(found)
         assert seen.series("reward.unscored_fraction")[step] == 1 / (2 * half)
     margins = seen.series("preference.margin")
     assert set(margins) == {1, 2, 3, 4}

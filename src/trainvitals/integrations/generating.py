@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, TrainingArguments
 
+from trainvitals.integrations.attention import for_padded_rows
+
 Prompt = str | list[dict[str, Any]]
 _LENGTH_NAMES = ("max_completion_length", "response_length", "max_new_tokens")  # GRPO and RLOO, PPO, OnlineDPO
 _PARTS = frozenset({"DTensor"})
@@ -100,7 +102,7 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[Prompt], limit: int, 
         width = max(map(len, batch))
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=device)
-        with torch.no_grad():
+        with torch.no_grad(), for_padded_rows(model):
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         results += [_until(row, ends) for row in output[:, width:].tolist()]
     return results

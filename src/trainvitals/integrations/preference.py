@@ -29,14 +29,14 @@ _REFERENCE = frozenset({"preference.logratio_chosen", "preference.logratio_rejec
 _CLASSES = frozenset({"preference.desirable_fraction", "preference.one_class_fraction"})
 _KL = frozenset({"preference.kl_zero_fraction"})
 _TIES = frozenset({"preference.tied_fraction", "reward.unscored_fraction"})
+_ENDS = frozenset({"reward.max", "reward.min"})
 _WRITTEN = frozenset({"completion.repetition_fraction", "reward.length_correlation"})
 SIGNALS = _PAIR | _RESPONSE | _REFERENCE | _CLASSES | _KL | _TIES
 """Signals that only these wraps give; `sampling.py` gives ``reward.unscored_fraction`` as well."""
 
 _STEP_LIMIT = 4096  # as in hooks.py
 _READ = 64  # completions of a step read for repetition, as in grpo.py
-_SPLITS = ("chosen", "rejected")
-_REWARDS = ("rewards/chosen", "rewards/rejected")
+_SPLITS, _REWARDS = ("chosen", "rejected"), ("rewards/chosen", "rewards/rejected")
 _ENDED = ("val/contain_eos_token", "val/model_contain_eos_token")  # online DPO; XPO and Nash-MD, of the policy's own samples
 
 
@@ -68,7 +68,7 @@ def install(hooks: Hooks) -> None:
         if "objective/scores" in trainer.stats:  # XPO and Nash-MD inherit the method and do not use it
             models = any(isinstance(function, torch.nn.Module) for function in trainer.reward_funcs or ())
             ties = _TIES - {"reward.unscored_fraction"} if models else _TIES  # a reward model scores everything
-            hooks.wrap(trainer, "_calculate_rewards_from_functions", reader.after_scores, before=reader.before_scores, gives=ties)
+            hooks.wrap(trainer, "_calculate_rewards_from_functions", reader.after_scores, before=reader.before_scores, gives=ties | _ENDS)
         written = _WRITTEN if "objective/scores" in trainer.stats else frozenset()
         hooks.wrap(trainer, "_forward", reader.after_forward, gives=written)
         hooks.at_step_end.append(reader.read_stats)
@@ -160,13 +160,18 @@ def class_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
 
 
 def tie_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
-    """Share of pairs whose two scores are equal; scores come as first samples, then second samples."""
+    """Share of pairs whose two scores are equal, and the ends of all scores; scores come as first samples, then second samples."""
     ties = pairs = 0
     for scores in tensors:
         first, second = scores.reshape(-1).chunk(2)
         ties += int((first == second).sum())
         pairs += len(first)
-    return {"preference.tied_fraction": ties / pairs} if pairs else {}
+    if not pairs:
+        return {}
+    known = torch.cat([scores.reshape(-1) for scores in tensors])
+    known = known[torch.isfinite(known)]
+    ends = {"reward.max": float(known.max()), "reward.min": float(known.min())} if len(known) else {}
+    return {"preference.tied_fraction": ties / pairs, **ends}
 
 
 def unscored(columns: Sequence[Sequence[Any]]) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trainvitals.integrations.attention import for_padded_rows
 from trainvitals.integrations.facts import RETAINED, RUNNING, promise
 from trainvitals.integrations.generating import Prompt, apart, encode, generate, policy_of, tokenizer_of, why_not
 from trainvitals.integrations.transformers import VitalsCallback, notice
@@ -156,7 +157,7 @@ def mean_logp(model: Any, answers: Sequence[tuple[list[int], list[int]]]) -> flo
     """Mean log-probability of all tokens of the answers, in nats, each behind its prompt. One by one: nothing is padded, and the logits of one are all that is held."""
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    with torch.no_grad():
+    with torch.no_grad(), for_padded_rows(model):
         for prompt, answer in answers:
             logits = model(input_ids=torch.tensor([prompt + answer], device=device)).logits[0, len(prompt) - 1 : -1].float()
             picked = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(answer, device=device)[:, None])
