@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import build_async
@@ -31,6 +32,8 @@ def length(completions: list[Any], **kwargs: Any) -> list[float]:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_it_works_in_every_loop(tmp_path, train, name):
     build, settings = BUILDERS[name]
+    if name == "async_grpo" and version("trl").startswith("1.0"):
+        pytest.skip("the model of TRL 1.0's AsyncGRPO gives log-probabilities of labels and nothing else, so that it cannot generate")
     weights, seen = [], None
     for folder, callbacks in (("without", []), ("with", [HeldoutProbe(length, PROMPTS, every=1, sample=True, max_new_tokens=8)])):
         try:
