@@ -32,8 +32,8 @@ def length(completions: list[Any], **kwargs: Any) -> list[float]:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_it_works_in_every_loop(tmp_path, train, name):
     build, settings = BUILDERS[name]
-    if name == "async_grpo" and version("trl").startswith("1.0"):
-        pytest.skip("the model of TRL 1.0's AsyncGRPO gives log-probabilities of labels and nothing else, so that it cannot generate")
+    if name == "async_grpo" and tuple(map(int, version("trl").split(".")[:2])) < (1, 16):
+        pytest.skip("the model of AsyncGRPO gives log-probabilities of labels and nothing else there, so that it cannot generate")
     weights, seen = [], None
     for folder, callbacks in (("without", []), ("with", [HeldoutProbe(length, PROMPTS, every=1, sample=True, max_new_tokens=8)])):
         try:
