@@ -89,6 +89,22 @@ def test_gkd(tmp_path, train, saw):
             assert float(loss) != pytest.approx(right, rel=1e-3)
 
 
+def test_gkd_labels_that_its_loss_gets(tmp_path, train):
+    trainer = made("gkd", tmp_path, lmbda=0.0)
+    right = trainer.compute_loss
+
+    def cut(model, inputs, *rest, **more):
+        labels = inputs["labels"]
+        return right(model, {**inputs, "labels": labels.masked_fill((labels != -100).cumsum(dim=1) > 1, -100)}, *rest, **more)
+
+    whole = train(made("gkd", tmp_path, lmbda=0.0))
+    trainer.compute_loss = cut
+    seen = train(trainer)
+    assert set(whole.series("token.end_label_fraction").values()) == {1.0}
+    assert set(seen.series("token.end_label_fraction").values()) == {0.0}
+    assert max(seen.series("token.label_fraction").values()) < min(whole.series("token.label_fraction").values())
+
+
 def test_gkd_writes_a_part_of_its_batches(tmp_path, train):
     seen = train(made("gkd", tmp_path, lmbda=0.5, gradient_accumulation_steps=4, max_steps=6))
     shares = seen.series("distill.on_policy_fraction")

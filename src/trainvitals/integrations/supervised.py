@@ -43,6 +43,7 @@ def install(hooks: Hooks) -> None:
         return  # no language model, or one that learns from samples and not from labels
     reader = _Supervised(hooks)
     hooks.wrap(trainer, "compute_loss", reader.after_loss, before=reader.before_loss, gives=_LABELS | _PADDING | _UNTRAINED)
+    hooks.wrap(trainer, "generalized_jsd_loss", before=reader.before_divergence)  # GKD
     hooks.wrap(trainer, "training_step", reader.after_step, gives=_START)
     hooks.at_step_end.append(reader.step_end)
     hooks.at_finish.append(reader.finish)
@@ -56,6 +57,7 @@ class _Supervised:
         self._counts: list[torch.Tensor] = []
         self._padding: list[torch.Tensor] = []
         self._batch: dict[str, Any] | None = None  # whose padding is not counted yet
+        self._inputs: dict[str, Any] | None = None  # the batch whose loss is being computed
         self._entry: torch.utils.hooks.RemovableHandle | None = None
         self._error: Exception | None = None
         self._prints: list[torch.Tensor] = []
@@ -90,7 +92,7 @@ class _Supervised:
             self._size += where.real.numel()
             if self._first is not None:
                 self._count_untrained(ids, where.real)
-        self._batch = {name: inputs.get(name) for name in ("input_ids", "labels", "attention_mask", "position_ids")}
+        self._batch = self._inputs = {name: inputs.get(name) for name in ("input_ids", "labels", "attention_mask", "position_ids")}
         self.finish()
         if not getattr(self._hooks.trainer.args, "torch_compile", False):  # a hook that comes and goes is compiled anew each time
             self._entry = self._hooks.trainer.model.register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -124,9 +126,23 @@ class _Supervised:
             real = sequences(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids")).real
             self._padding.append(padding_counts(batch["input_ids"], batch["labels"], real, self._pad, self._ends))
 
+    def before_divergence(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Labels that a divergence gets, one place to the left: they decide, whatever was done to those of the batch on the way."""
+        labels = args[2] if len(args) > 2 else kwargs.get("labels")
+        batch = self._inputs
+        if labels is None or batch is None or labels.shape != batch["labels"][:, 1:].shape:
+            return args
+        with torch.no_grad():
+            given = torch.cat([batch["labels"][:, :1], labels], dim=1)
+            where = sequences(batch["input_ids"], batch["attention_mask"], batch["position_ids"])
+            self._counts[-1] = label_counts(given, where, self._ends, self._limit)
+            self._open[-1] = open_counts(batch["input_ids"], given, where, self._ends, self._openers, self._limit)
+        return args
+
     def after_loss(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """A model that was not given the labels: the batch has to do."""
         self.finish()
+        self._inputs = None
         if self._error is not None:
             raise self._error
         self._count_padding()
