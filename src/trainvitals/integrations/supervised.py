@@ -130,10 +130,10 @@ class _Supervised:
         """Labels that a divergence gets, one place to the left: they decide, whatever was done to those of the batch on the way."""
         labels = args[2] if len(args) > 2 else kwargs.get("labels")
         batch = self._inputs
-        if labels is None or batch is None or labels.shape != batch["labels"][:, 1:].shape:
+        if labels is None or batch is None or labels.dim() != 2 or labels.shape[0] != batch["labels"].shape[0] or labels.shape[1] >= batch["labels"].shape[1]:
             return args
         with torch.no_grad():
-            given = torch.cat([batch["labels"][:, :1], labels], dim=1)
+            given = torch.cat([batch["labels"][:, : -labels.shape[1]], labels], dim=1)  # TRL 1.0 hands over what is behind the prompts alone
             where = sequences(batch["input_ids"], batch["attention_mask"], batch["position_ids"])
             self._counts[-1] = label_counts(given, where, self._ends, self._limit)
             self._open[-1] = open_counts(batch["input_ids"], given, where, self._ends, self._openers, self._limit)
