@@ -45,5 +45,7 @@ def test_it_is_put_back_after_an_error():
 
 
 def test_a_model_without_a_configuration_is_left_alone():
-    with for_padded_rows(object()):
-        pass
+    model = SimpleNamespace()
+    with for_padded_rows(model):
+        assert vars(model) == {}
+    assert vars(model) == {}

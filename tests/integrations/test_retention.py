@@ -113,6 +113,7 @@ def test_what_raises_switches_it_off_with_one_line(tmp_path, monitor, monkeypatc
     trainer.train()
     assert trainer.state.global_step == 3
     assert capsys.readouterr().err.count("RetentionProbe switched off: ZeroDivisionError") == 1
+    assert monitor.boundaries("eval_begin") == monitor.boundaries("eval_end") == [0]
 
 
 def test_a_sharded_model_is_not_asked(tmp_path, monitor, monkeypatch, capsys):
@@ -138,3 +139,13 @@ def test_what_cannot_work_is_refused(wrong):
 
 def test_the_general_prompts_are_the_default():
     assert [prompt[0]["content"] for prompt in RetentionProbe().prompts] == list(retention.GENERAL)
+
+
+def test_a_loop_that_never_begins_a_step_is_told_so(tmp_path, monitor, capsys):
+    """PPO's: callbacks hear of ends alone, and at the first of them the start is gone."""
+    trainer = tiny.sft(str(tmp_path), max_steps=3, callbacks=[RetentionProbe(CHATS, every=1)])
+    trainer.callback_handler.on_step_begin = lambda args, state, control: control
+    attach(trainer, monitor=monitor)
+    trainer.train()
+    assert looks(monitor) == {}
+    assert capsys.readouterr().err.count("never says that a step begins") == 1

@@ -426,14 +426,16 @@ class VitalsCallback(TrainerCallback):
         with self.guard.busy():
             self._flush()
             self._boundary("eval_begin")
-        with nullcontext() if self.hooks is None else self.hooks.pause():
-            yield values
-        with self.guard.busy():
-            if values:
-                self._publish(Frame(self._step, values, phase="eval", time=time.time(), closes=False))
-            self._once.update(self._keeping.spent("evaluating"))
-            self._boundary("eval_end")
-        self._began = None if self._began is None else time.perf_counter()
+        try:
+            with nullcontext() if self.hooks is None else self.hooks.pause():
+                yield values
+        finally:  # an evaluation that raised is over as well
+            with self.guard.busy():
+                if values:
+                    self._publish(Frame(self._step, values, phase="eval", time=time.time(), closes=False))
+                self._once.update(self._keeping.spent("evaluating"))
+                self._boundary("eval_end")
+            self._began = None if self._began is None else time.perf_counter()
 
     def _boundary(self, what: BoundaryKind) -> None:
         self._publish(Boundary(self._step, what, time=time.time()))
