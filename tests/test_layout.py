@@ -19,7 +19,7 @@ ELSEWHERE = {
     "watch": "test_engine.py", "schedule": "test_engine.py", "rulelang/folding": "rulelang/test_compile.py",
     "rulelang/windows_derived": "rulelang/test_windows.py", "speaker": "test_engine.py", "coverage": "test_engine.py", "testing_cases": "test_testing.py", "testing_series": "test_testing.py",
     "testing_mutants": "test_testing.py", "rulelang/mutate": "test_testing.py",
-    "names/config": "names/test_mapper.py", "names/entry": "names/test_mapper.py", "names/other": "names/test_mapper.py",
+    "integrations/pair_scores": "suite/test_preference.py", "names/config": "names/test_mapper.py", "names/entry": "names/test_mapper.py", "names/other": "names/test_mapper.py",
     "names/verl": "names/test_mapper.py", "readers/metrics_jsonl": "readers/test_readers.py",
     "rulelang/build": "rulelang/test_loader.py", "rulelang/fields": "rulelang/test_loader.py",
     "rulelang/check_calls": "rulelang/test_check.py", "rulelang/ranges": "rulelang/test_check.py", "rulelang/scope": "rulelang/test_check.py",

@@ -13,6 +13,7 @@ import copy
 import inspect
 import queue
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,8 +136,10 @@ class Sampler:
         rows, logps = self._write(starts)
         texts = [self.vocabulary.decode(row, skip_special_tokens=True) for row in rows]
         rewards = np.asarray(self.reward(completions=texts, completion_ids=rows), dtype=float).reshape(groups, GROUP)
-        spread = rewards.std(axis=1, keepdims=True)
-        advantages = (rewards - rewards.mean(axis=1, keepdims=True)) / (spread + 1e-8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a group without any score has neither
+            middle, spread = np.nanmean(rewards, axis=1, keepdims=True), np.nanstd(rewards, axis=1, keepdims=True)
+        advantages = np.nan_to_num((rewards - middle) / (spread + 1e-8))  # without a score 0, as TRL's worker has it
         made = []
         for place, (start, row, logp) in enumerate(zip(starts, rows, logps, strict=True)):
             group, member = divmod(place, GROUP)

@@ -179,6 +179,16 @@ def test_unscored_samples_are_counted_and_nothing_else():
     assert (values["rollout.staleness"], values["rollout.staleness_max"]) == (1.0, 2.0)
 
 
+def test_the_spread_of_the_reward_is_shared_out_among_its_functions():
+    rows = [(0.0, 1.0), (3.0, 2.0), (0.0, 1.0), (3.0, 2.0)]
+    both = [Taken(0, 0, metrics={"reward": f + g, "reward_std": 2.0, "rewards/f": f, "rewards/g": g}) for f, g in rows]
+    values = queue_signals(both, 0, RewardRange())
+    assert values["reward.component_share{component=f}"] == pytest.approx(0.75)
+    assert values["reward.component_share{component=g}"] == pytest.approx(0.25)
+    one = queue_signals([Taken(0, 0, metrics={"reward": f, "reward_std": 2.0, "rewards/f": f}) for f, _ in rows], 0, RewardRange())
+    assert not any(name.startswith("reward.component_share") for name in one), "one function has all of it"
+
+
 def test_a_fingerprint_is_a_copy_of_elements_from_every_tensor():
     weights = [torch.zeros(100), torch.ones(3, 5), torch.tensor(7.0)]
     first = fingerprint(weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from trainvitals.events import CATALOGUE
-from trainvitals.integrations import preference
+from trainvitals.integrations import pair_scores, preference
 from trainvitals.names import Mapper
 
 STEPS = 3
@@ -50,10 +51,16 @@ def test_balance_of_classes(label: Any) -> None:
 
 def test_ties_and_failures_of_a_judge() -> None:
     scores = [torch.tensor([1.0, 2.0, math.nan, 2.0]), torch.tensor([1.0, 1.0])]
-    assert preference.tie_signals(scores) == {"preference.tied_fraction": 2 / 3, "reward.max": 2.0, "reward.min": 1.0}
-    assert preference.tie_signals([torch.full((2,), math.nan)]) == {"preference.tied_fraction": 0.0}
-    assert preference.tie_signals([]) == {}
-    assert preference.unscored([[1.0, None, math.nan], [None, None, math.nan]]) == (2, 3)
+    assert pair_scores.tie_signals(scores) == {"preference.tied_fraction": 2 / 3, "reward.max": 2.0, "reward.min": 1.0, "reward.std": pytest.approx(statistics.stdev([1, 2, 2, 1, 1]))}
+    assert pair_scores.tie_signals([torch.full((2,), math.nan)]) == {"preference.tied_fraction": 0.0}
+    assert pair_scores.tie_signals([]) == {}
+    heard = pair_scores.heard_signals([[1.0, None, math.nan, 0.0], [None, None, math.nan, 3.0]], [1.0, 0.0], ["right", "long"])
+    assert heard["reward.unscored_fraction"] == 0.5
+    assert heard["reward.component_mean{component=right}"] == 0.5
+    assert heard["reward.component_zero_fraction{component=right}"] == 0.5
+    assert heard["reward.component_unscored_fraction{component=long}"] == 0.75
+    assert heard["reward.unpaid_mean{component=long}"] == 3.0
+    assert not set(heard) & pair_scores.ENDS, "they are of the scores that TRL goes on with"
 
 
 def test_score_and_length_go_together_within_pairs() -> None:
@@ -369,6 +376,7 @@ def test_online_dpo(tmp_path, train, saw) -> None:
         assert seen.series("preference.tied_fraction")[step] == sum(ties) / half
         assert seen.series("reward.max")[step] == pytest.approx(max(found))
         assert seen.series("reward.min")[step] == min(found)
+        assert seen.series("reward.std")[step] == pytest.approx(statistics.stdev(found), rel=1e-6)
         assert seen.series("reward.unscored_fraction")[step] == 1 / (2 * half)
     margins = seen.series("preference.margin")
     assert set(margins) == {1, 2, 3, 4}

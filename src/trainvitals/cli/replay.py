@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainvitals.findings import Record
 from trainvitals.items import Boundary, Frame, Item, RunEnd, RunStart
+from trainvitals.names import KIN
 
 if TYPE_CHECKING:
     from trainvitals.findings import CoverageRecord, Finding, Verdict
@@ -122,7 +123,7 @@ def replay(
             replayed.note(item)
         elif isinstance(item, RunStart):
             checkpoints.load(item)
-            item = replayed.start = replace(item, config={**item.config, **config}, trainer=trainer or item.trainer)
+            item = replayed.start = replace(item, config={**item.config, **config}, trainer=KIN.get(trainer, trainer) if trainer else item.trainer)
         monitor.publish(item)
     if until is None:
         monitor.close()

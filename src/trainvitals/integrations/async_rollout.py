@@ -34,7 +34,7 @@ _QUEUE = frozenset({
 _SCORED = frozenset({
     "reward.std", "reward.min", "reward.max", "reward.unscored_fraction", "reward.group_std_mean",
     "reward.group_zero_std_fraction", "reward.all_low_fraction", "reward.all_high_fraction",
-    "reward.component_std", "reward.component_unscored_fraction", "reward.component_zero_fraction", "advantage.mean", "advantage.std", "advantage.abs_max", "completion.improbable_copies_fraction",
+    "reward.component_std", "reward.component_unscored_fraction", "reward.component_zero_fraction", "reward.component_share", "advantage.mean", "advantage.std", "advantage.abs_max", "completion.improbable_copies_fraction",
 })  # fmt: skip
 _SYNC = frozenset({"rollout.sync_changed"})
 _LOSS = frozenset({"policy.ratio_outside_fraction", "policy.ratio_mean"})  # by these wraps or, before TRL 1.11, by name
@@ -158,6 +158,7 @@ def _reward_signals(rows: list[dict[str, float]], seen: RewardRange) -> dict[str
         values["reward.group_std_mean"] = float(spreads[known].mean())
         values["reward.group_zero_std_fraction"] = float(flat.mean())
         values["reward.all_low_fraction"], values["reward.all_high_fraction"] = float(low.mean()), float(high.mean())
+    parts: dict[str, float] = {}
     for name in sorted({key for row in rows for key in row if key.startswith("rewards/")}):
         column = np.asarray([row[name] for row in rows if name in row], dtype=np.float64)
         label, scored = name.removeprefix("rewards/"), column[~np.isnan(column)]
@@ -165,7 +166,10 @@ def _reward_signals(rows: list[dict[str, float]], seen: RewardRange) -> dict[str
         if scored.size:
             values[labelled("reward.component_zero_fraction", "component", label)] = float((scored == 0).mean())
         if scored.size > 1:
-            values[labelled("reward.component_std", "component", label)] = float(scored.std(ddof=1))
+            values[labelled("reward.component_std", "component", label)] = parts[label] = float(scored.std(ddof=1))
+    whole = sum(parts.values())
+    if len(parts) > 1 and whole > _ZERO:  # TRL's worker adds them up as they are, without weights
+        values.update({labelled("reward.component_share", "component", label): part / whole for label, part in parts.items()})
     return values
 
 

@@ -56,6 +56,7 @@ _UNLESS_HOOKED = {
         "completion.distinct_fraction", "completion.tool_call_rate", "completion.tool_failure_fraction", "reward.component_mean",
         "reward.component_std", "reward.unscored_fraction",
     },
+    "online_dpo": {"reward.component_mean", "reward.component_std"},
     **distillation.LOGGED_BY_NONE,
     "a2po": sampling.SINGLES,
     "rloo": sampling.PENALTY | {"completion.tool_call_rate", "completion.tool_failure_fraction"},

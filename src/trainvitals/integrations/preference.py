@@ -7,15 +7,16 @@ three of these trainers keep their metrics where only a log row shows them; here
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainvitals.integrations import pair_scores
 from trainvitals.integrations.grpo import repetition
 from trainvitals.integrations.newest import Commonest, Differing, LengthBias, differing, fingerprints
+from trainvitals.integrations.pair_scores import PairScores
 from trainvitals.names import Mapper
 
 if TYPE_CHECKING:
@@ -28,10 +29,8 @@ _RESPONSE = frozenset({"preference.empty_fraction"})
 _REFERENCE = frozenset({"preference.logratio_chosen", "preference.logratio_rejected", "preference.reference_gap"})
 _CLASSES = frozenset({"preference.desirable_fraction", "preference.one_class_fraction"})
 _KL = frozenset({"preference.kl_zero_fraction"})
-_TIES = frozenset({"preference.tied_fraction", "reward.unscored_fraction"})
-_ENDS = frozenset({"reward.max", "reward.min"})
 _WRITTEN = frozenset({"completion.repetition_fraction", "reward.length_correlation"})
-SIGNALS = _PAIR | _RESPONSE | _REFERENCE | _CLASSES | _KL | _TIES
+SIGNALS = _PAIR | _RESPONSE | _REFERENCE | _CLASSES | _KL | pair_scores.TIES | {"reward.unscored_fraction"}
 """Signals that only these wraps give; `sampling.py` gives ``reward.unscored_fraction`` as well."""
 
 _STEP_LIMIT = 4096  # as in hooks.py
@@ -67,8 +66,8 @@ def install(hooks: Hooks) -> None:
         hooks.wrap(trainer, "training_step", gives=gives)
         if "objective/scores" in trainer.stats:  # XPO and Nash-MD inherit the method and do not use it
             models = any(isinstance(function, torch.nn.Module) for function in trainer.reward_funcs or ())
-            ties = _TIES - {"reward.unscored_fraction"} if models else _TIES  # a reward model scores everything
-            hooks.wrap(trainer, "_calculate_rewards_from_functions", reader.after_scores, before=reader.before_scores, gives=ties | _ENDS)
+            told = pair_scores.TIES | pair_scores.ENDS | (frozenset() if models else pair_scores.HEARD)
+            hooks.wrap(trainer, "_calculate_rewards_from_functions", reader.scores.after, before=reader.scores.before, gives=told)
         written = _WRITTEN if "objective/scores" in trainer.stats else frozenset()
         hooks.wrap(trainer, "_forward", reader.after_forward, gives=written)
         hooks.at_step_end.append(reader.read_stats)
@@ -159,27 +158,6 @@ def class_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
     return {"preference.desirable_fraction": desirable / examples, "preference.one_class_fraction": single / batches}
 
 
-def tie_signals(tensors: list[torch.Tensor]) -> dict[str, float]:
-    """Share of pairs whose two scores are equal, and the ends of all scores; scores come as first samples, then second samples."""
-    ties = pairs = 0
-    for scores in tensors:
-        first, second = scores.reshape(-1).chunk(2)
-        ties += int((first == second).sum())
-        pairs += len(first)
-    if not pairs:
-        return {}
-    known = torch.cat([scores.reshape(-1) for scores in tensors])
-    known = known[torch.isfinite(known)]
-    ends = {"reward.max": float(known.max()), "reward.min": float(known.min())} if len(known) else {}
-    return {"preference.tied_fraction": ties / pairs, **ends}
-
-
-def unscored(columns: Sequence[Sequence[Any]]) -> tuple[int, int]:
-    """Completions that no reward function could score (None or NaN), and all completions; one column per function."""
-    rows = list(zip(*columns, strict=True))
-    return sum(all(value is None or value != value for value in row) for row in rows), len(rows)
-
-
 def mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Metrics of a step from those of its micro-batches, under the names that TRL logs.
 
@@ -232,7 +210,7 @@ class _Preference:
         self._rows: list[dict[str, float]] = []
         self._counts: list[torch.Tensor] = []
         self._classes: list[torch.Tensor] = []
-        self._scores: list[torch.Tensor] = []
+        self.scores = PairScores(hooks)
         self._lengths: list[torch.Tensor] = []
         self._texts: list[torch.Tensor] = []  # of the first micro-batch: ids and mask of its completions
         self._pairs: list[torch.Tensor] = []  # of each micro-batch: lengths of chosen, of rejected, fingerprints of chosen, differing tokens
@@ -241,9 +219,6 @@ class _Preference:
         self._bias, self._commonest, self._differing = LengthBias(), Commonest(), Differing()
         self._lists: dict[str, tuple[Any, int]] = {}
         self._first: list[float] = []
-        self._functions: list[Any] | None = None  # the trainer's own while ours stand in for them
-        self._columns: list[Sequence[Any]] = []
-        self._failed = self._scored = 0
 
     def _skip(self) -> bool:
         return not self._hooks.training or len(self._rows) >= _STEP_LIMIT
@@ -285,36 +260,6 @@ class _Preference:
         self._rows.append(row)
         self._first_row(row, done=0)
 
-    def before_scores(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """For this one call, listen to what the reward functions return: TRL turns a failure into a score of 0."""
-        functions = self._hooks.trainer.reward_funcs
-        if self._functions is None and isinstance(functions, list):
-            self._functions, self._columns = list(functions), []
-            functions[:] = [function if isinstance(function, torch.nn.Module) else self._heard(function) for function in functions]
-        return args
-
-    def _heard(self, function: Any) -> Any:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = function(*args, **kwargs)
-            if isinstance(result, list | tuple):
-                self._columns.append(result)
-            return result
-
-        return call
-
-    def after_scores(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
-        """Scores of the sampled pairs (online DPO)."""
-        trainer, functions, columns = self._hooks.trainer, self._functions, self._columns
-        if functions is not None:
-            trainer.reward_funcs[:] = functions
-            self._functions, self._columns = None, []
-        if self._hooks.training and functions and len(columns) == len(functions):
-            failed, count = unscored(columns)
-            self._failed, self._scored = self._failed + failed, self._scored + count
-        if self._hooks.training and len(self._scores) < _STEP_LIMIT:
-            self._scores.append(result.detach().clone())  # TRL subtracts its penalty in place
-
     def after_forward(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
         """Lengths of the sampled completions; the reference's pass over the same ones is not counted twice."""
         mask = args[4] if len(args) > 4 else kwargs.get("completion_mask")
@@ -355,13 +300,11 @@ class _Preference:
         censored = [row["kl"] <= 0 for row in self._rows if "kl" in row]
         if censored and self._gives >= _KL:
             hooks.give("preference.kl_zero_fraction", sum(censored) / len(censored))
-        if self._scored:
-            hooks.give("reward.unscored_fraction", self._failed / self._scored)
-            self._failed = self._scored = 0
-        if [len(part) for part in self._scores] == [len(part) for part in self._lengths]:
-            hooks.put([*self._scores, *self._lengths], length_signals)
+        if [len(part) for part in self.scores.scores] == [len(part) for part in self._lengths]:
+            hooks.put([*self.scores.scores, *self._lengths], length_signals)
+        self.scores.step_end()
         for tensors, compute in (
-            (self._counts, share_signals), (self._classes, class_signals), (self._scores, tie_signals), (self._lengths, _length_signals),
+            (self._counts, share_signals), (self._classes, class_signals), (self._lengths, _length_signals),
             (self._texts, _text_signals),
         ):  # fmt: skip
             if tensors:
@@ -370,7 +313,7 @@ class _Preference:
             margins = [torch.cat(self._margins)] if len(self._margins) == len(self._pairs) else []
             logged = self._logged_margin(step)
             hooks.put([torch.cat(self._pairs, dim=1), *margins], lambda tensors: self._pair_signals(tensors, logged))
-        self._rows, self._counts, self._classes, self._scores, self._lengths, self._first = [], [], [], [], [], []
+        self._rows, self._counts, self._classes, self._lengths, self._first = [], [], [], [], []
         self._pairs, self._margins, self._rewards, self._texts = [], [], None, []
 
     def _logged_margin(self, step: Mapping[str, float]) -> float | None:

@@ -14,6 +14,7 @@ from trainvitals.events import split_label
 from trainvitals.items import Boundary, Frame, Item, RunEnd, RunStart
 from trainvitals.names import (
     BOOKKEEPING,
+    KIN,
     STEP_KEYS,
     TIME_KEYS,
     Mapper,
@@ -139,7 +140,7 @@ def build(log: Log, mapper: Mapper, *, format: str) -> Recording:
     if not emits:
         log.notes.append("no known metric: nothing in this log can be evaluated")
     start = RunStart(
-        run_id=log.run_id, trainer=mapper.trainer, framework=mapper.framework, config=safe_config(log.config), total_steps=total,
+        run_id=log.run_id, trainer=KIN.get(mapper.trainer, mapper.trainer), framework=mapper.framework, config=safe_config(log.config), total_steps=total,
         time=log.rows[0].time, emits=emits,
     )  # fmt: skip
     last = max((row.step or 0 for row in log.rows), default=0)

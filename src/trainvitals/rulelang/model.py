@@ -24,10 +24,9 @@ VERDICT_STATES: tuple[str, ...] = get_args(VerdictState)
 CODE_FAMILIES: tuple[str, ...] = ("NUM", "KL", "ENT", "RWD", "CLP", "GRD", "LEN", "OPT", "STL", "SYS", "EVL", "CFG", "DAT")
 TRAINERS: tuple[str, ...] = (
     "grpo", "rloo", "ppo", "async_grpo", "online_dpo", "dpo", "kto", "orpo", "cpo", "reward", "sft", "gkd", "distillation",
-    "sdft", "sdpo", "prm", "nash_md", "xpo", "bco", "tpo", "a2po", "gold", "iw_opd", "ssd", "async_distillation", "verl", "transformers",
-    "unknown",
+    "sdft", "sdpo", "prm", "nash_md", "xpo", "bco", "tpo", "a2po", "verl", "transformers", "unknown",
 )  # fmt: skip
-"""Values of `RunStart.trainer` that `applies_to.trainers` may name."""
+"""Values of `RunStart.trainer` that `applies_to.trainers` may name. GOLD, IW-OPD, SSD and async distillation go by the name of their kin (`names.detect.KIN`)."""
 
 
 @dataclass(frozen=True, slots=True)
