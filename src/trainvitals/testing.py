@@ -356,7 +356,10 @@ def _suggested(wanted: Mapping[str, Mapping[str, Any]], finding: Finding) -> lis
             failures.append(f"suggests {parameter}, but it suggests {[one.parameter for one in finding.actions if one.parameter]}")
             continue
         said = {"from": action.from_, "to": action.to, "apply": action.apply}
-        failures += [f"suggests {parameter} {key} {value}, but it is {said[key]}" for key, value in ends.items() if not same(said[key], value)]
+        failures += [f"suggests {parameter} {key} {value}, but it is {said[key]}" for key, value in ends.items() if key != "also" and not same(said[key], value)]
+        along = {change.parameter: change.to for change in action.also}
+        if "also" in ends and along != ends["also"]:
+            failures.append(f"suggests {parameter} also {ends['also']}, but it is {along}")
     return failures
 
 

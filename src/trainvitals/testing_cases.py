@@ -324,6 +324,9 @@ def _suggests(fields: Fields) -> Mapping[str, Mapping[str, Any]] | None:
         return None
     found: dict[str, Mapping[str, Any]] = {}
     for parameter in inner.node.values:
-        ends = inner.inner(parameter, ("from", "to", "apply"))
+        ends = inner.inner(parameter, ("from", "to", "apply", "also"))
         found[parameter] = {key: _plain(ends.get(key)) for key in ("from", "to", "apply") if key in ends} if ends else {}
+        also = ends.names("also") if ends else None
+        if also is not None:
+            found[parameter] = {**found[parameter], "also": {name: _plain(also.get(name)) for name in also.node.values}}
     return found

@@ -178,6 +178,9 @@ def _suggestions(rule: Rule) -> Iterator[Mutant]:
         yield Mutant(f"{name}.opposite", f"{suggest.set} moves the other way", put(replace(suggest, to=_opposite(suggest.set, suggest.to))))
         if suggest.condition is not None:
             yield Mutant(f"{name}.always", f"{suggest.set} is suggested without its condition", put(replace(suggest, condition=None)))
+        for place, also in enumerate(suggest.also):
+            rest = (*suggest.also[:place], *suggest.also[place + 1 :])
+            yield Mutant(f"{name}.without.{also.set}", f"{suggest.set} is suggested without {also.set}", put(replace(suggest, also=rest)))
 
 
 def _opposite(parameter: str, to: Expr) -> Expr:
