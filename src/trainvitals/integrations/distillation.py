@@ -31,7 +31,7 @@ SIGNALS = frozenset({"distill.on_policy_fraction", "distill.teacher_surprise", "
 """Signals that only these wraps give."""
 LOGGED_BY_NONE = {
     "gkd": _LOSS | _LENGTHS | {"policy.entropy"},
-    "distillation": _LOSS,
+    "distillation": _LOSS | {"completion.improbable_copies_fraction"},
     "sdft": frozenset({"policy.entropy"}),
     "sdpo": frozenset({"policy.entropy"}),
 }
