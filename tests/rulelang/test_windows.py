@@ -16,7 +16,7 @@ from trainvitals.events import CATALOGUE
 from trainvitals.items import Frame
 from trainvitals.rulelang.windows import Store
 from trainvitals.rulelang.windows_long import median_deviation
-from trainvitals.rulelang.windows_series import BAND, Axis, Clock, Series
+from trainvitals.rulelang.windows_series import BAND, MARGIN, Axis, Clock, Series
 
 SIGNAL = "policy.entropy"
 FUNCTIONS = ["mean", "sum", "std", "minimum", "maximum", "median", "slope", "delta", "count", "quantile"]
@@ -268,6 +268,48 @@ def test_white_noise_hardly_ever_leaves_the_band_and_a_jump_does_at_once() -> No
             drift.review_band()
         assert index <= 2 * BAND or drift.low <= index * 0.1 <= drift.high
         drift.add(index * 0.1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(values, st.sampled_from(["late", "review", "skip"])), min_size=1, max_size=250), st.integers(0, 40))
+def test_the_band_is_that_of_the_newest_samples_and_news_what_lies_outside(told: list[float | str], first: int) -> None:
+    """Whatever a review remembers of the last one, and whichever samples are taken in without a look."""
+    store = _store()
+    series = store.series(SIGNAL)
+    told = [*map(float, range(first)), *told]
+    for step, value in enumerate(told, 1):
+        before = (series.low, series.high)
+        if value == "late":
+            store.ingest(Frame(max(1, step - 9), {SIGNAL: 12.5}))
+            store.news.clear()
+        elif isinstance(value, float):
+            store.ingest(Frame(step, {SIGNAL: value}))
+            assert bool(store.news) is not (series.low <= value <= series.high)
+            store.news.clear()
+        store.close_update(step) if value != "skip" else None
+        assert all(series.hull[0] <= sample <= series.hull[1] for sample in series.xs)
+        if value == "review":
+            constant = series.low == series.high == (series.xs or [math.inf])[-1]
+            series.review_band()
+            if len(series.xs) < 8 or constant:
+                assert constant or (series.low, series.high) == before
+            else:
+                low, high = min(series.xs[-BAND:]), max(series.xs[-BAND:])
+                margin = MARGIN * (high - low)
+                assert (series.low, series.high) == (low - margin, high + margin)
+
+
+def test_a_late_sample_changes_what_a_review_remembers() -> None:
+    store = _store()
+    series = store.series(SIGNAL)
+    for step in range(1, BAND + 1):
+        store.ingest(Frame(step, {SIGNAL: step % 3}))
+    series.review_band()
+    store.ingest(Frame(BAND - 5, {SIGNAL: 9.0}))
+    for step in range(BAND + 1, BAND + BAND // 2):
+        store.ingest(Frame(step, {SIGNAL: step % 3}))
+    series.review_band()
+    assert series.high == 9.0 + MARGIN * 9.0
 
 
 def test_a_constant_series_has_a_band_of_one_value() -> None:

@@ -39,14 +39,19 @@ YES, NO, EITHER = (1.0, 1.0), (0.0, 0.0), (0.0, 1.0)
 class Proof:
     """That a condition is false, and what that rests on."""
 
-    __slots__ = ("_clock", "_grounds")
+    __slots__ = ("_clock", "_grounds", "_seen")
 
     def __init__(self, clock: Clock, grounds: list[tuple[Series, int, int, float, float]]) -> None:
         self._clock = clock
         self._grounds = grounds
+        self._seen = -1
 
     def holds(self) -> bool:
         """Whether the condition must be false now. Once it does not hold, another proof is needed."""
+        return self._clock.moved == self._seen or self._stands()
+
+    def _stands(self) -> bool:
+        """Look at every series: something moved, perhaps none of them."""
         step = self._clock.step
         for series, lag, uneven, low, high in self._grounds:
             if series.dropped + len(series.xs) - step != lag or series.uneven != uneven:
@@ -54,6 +59,8 @@ class Proof:
             hull = series.hull
             if hull[0] < low or hull[1] > high:
                 return False
+            series.relied = True
+        self._seen = self._clock.moved
         return True
 
 

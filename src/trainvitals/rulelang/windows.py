@@ -85,6 +85,8 @@ class Store:
             self._ingest_late(frame)
             return
         again = step == clock.step
+        if step != clock.step + 1:
+            clock.moved += 1
         clock.step = step
         if clock.origin is None:
             clock.origin = step - 1
@@ -92,14 +94,16 @@ class Store:
         for key, series, add, mark in self._feeds:
             value = get(key)
             if value is None:
-                continue
-            if series.usual_low <= value <= series.usual_high:
+                if series.relied:
+                    series.relied = False
+                    clock.moved += 1
+            elif series.usual_low <= value <= series.usual_high:
                 add(value)
                 mark(step)
             elif value - value == 0.0:
                 add(value)
                 mark(step)
-                series.stretch(value, value)
+                series.stretch(value)
                 if not series.low <= value <= series.high:
                     self.news.append(series)
             else:
@@ -134,7 +138,9 @@ class Store:
         clock = self.clock
         if time is not None:
             clock.time = time
-        clock.step = max(clock.step, step)
+        if step > clock.step:  # an update without a frame
+            clock.step = step
+            clock.moved += 1
         clock.closed = step
         if clock.origin is None:
             clock.origin = step - 1

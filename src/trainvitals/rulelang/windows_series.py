@@ -24,16 +24,20 @@ MARGIN = 0.75
 """The range is widened by this much of itself on each side. White Gaussian noise then leaves the band about once in 36,000
 samples (simulated: tests/rulelang/test_windows.py); a series that drifts evenly does not leave it before the next review; a
 jump, a spike or the first value that is not finite does so at once."""
-USUAL = 0.25
-"""The same for a narrower range: what leaves it (one sample in some hundreds) is looked at one by one, and stretches the hull."""
+GROWTH = 1 / 16
+"""The hull grows by this much of itself beyond the sample that it must hold, so that a series which only ever rises does not stretch it at every sample."""
+_HALF = BAND // 2
 _KNOWN = 8
 """Samples that a series must have before it has a band: before that every sample is news."""
 
 
 class Clock:
-    """Where the run is: the step, the time and the tokens of the latest frame, and the last update that was closed."""
+    """Where the run is: the step, the time and the tokens of the latest frame, and the last update that was closed.
 
-    __slots__ = ("closed", "every", "origin", "step", "time", "tokens")
+    `moved` counts what may end a proof: a hull that grew, a sample too many, one that lacks in a series on which a proof rests (`Series.relied`).
+    """
+
+    __slots__ = ("closed", "every", "moved", "origin", "step", "time", "tokens")
 
     def __init__(self) -> None:
         self.step = 0
@@ -42,6 +46,7 @@ class Clock:
         self.time: float | None = None
         self.tokens: float | None = None
         self.every: float = 1.0
+        self.moved = 0
 
 
 class Bounds(NamedTuple):
@@ -84,13 +89,14 @@ class Series:
         steps: Step of each value.
         low: Lower end of the band (`BAND`); above `high` while there is none.
         high: Upper end of the band.
-        usual_low: Lower end of the narrower range (`USUAL`), and `usual_high` the upper one.
-        hull: Ends between which every sample kept and the usual range lie; the lower one above the upper one while there is neither.
+        usual_low: Lower end of what band and hull have in common: a sample in there is nothing new. `usual_high` is the upper one.
+        hull: Ends between which every sample kept lies; the lower one above the upper one while there is none.
         uneven: Samples that did not come once an update, in order: a second one of an update, a late one.
+        relied: A proof may rest on it that it brings a sample at every update.
         dropped: Samples seen before ``xs[0]``.
     """
 
-    __slots__ = ("_cadences", "_horizon", "_horizon_until", "_observed", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "hull", "key", "low", "mark", "nonfinite", "steps", "times", "tokens", "uneven", "usual_high", "usual_low", "windows", "xs")
+    __slots__ = ("_cadences", "_half", "_horizon", "_horizon_until", "_observed", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "hull", "key", "low", "mark", "nonfinite", "relied", "steps", "times", "tokens", "uneven", "usual_high", "usual_low", "windows", "xs")
 
     def __init__(self, key: str, clock: Clock, cadence_kind: str = "update") -> None:
         self.key = key
@@ -107,6 +113,8 @@ class Series:
         self.low, self.high = math.inf, -math.inf
         self.usual_low, self.usual_high = self.hull = (math.inf, -math.inf)
         self.uneven = 0
+        self.relied = False
+        self._half: tuple[int, float, float] = (0, math.inf, -math.inf)
         self.nonfinite = 0
         self.bad_at = -1
         self.bad_steps: list[int] = []
@@ -147,20 +155,32 @@ class Series:
         xs = self.xs
         if len(xs) < _KNOWN or self.low == self.high == xs[-1]:
             return
-        recent = xs[-BAND:]
+        recent, total = xs[-_HALF:], self.dropped + len(xs)
         low, high = min(recent), max(recent)
+        before, self._half = self._half, (total, low, high)
+        if before[0] + _HALF == total:  # the older half is what was the newer one at the last review
+            low, high = min(before[1], low), max(before[2], high)
+        elif len(xs) > _HALF:
+            older = xs[-BAND:-_HALF]
+            low, high = min(min(older), low), max(max(older), high)
         width = high - low
         self.low, self.high = low - MARGIN * width, high + MARGIN * width
-        low, high = self.usual_low, self.usual_high = low - USUAL * width, high + USUAL * width
-        hull = self.hull
-        if low < hull[0] or high > hull[1]:
-            self.stretch(low, high)
+        self._settle()
 
-    def stretch(self, low: float, high: float) -> None:
-        """Make the hull hold these two."""
-        hull = self.hull
-        if low < hull[0] or high > hull[1]:
-            self.hull = (min(low, hull[0]), max(high, hull[1]))
+    def _settle(self) -> None:
+        """Band or hull changed: see what they have in common."""
+        low, high = self.hull
+        self.usual_low, self.usual_high = max(self.low, low), min(self.high, high)
+
+    def stretch(self, value: float) -> None:
+        """Make the hull hold this sample, and a little beyond."""
+        low, high = self.hull
+        if low <= value <= high:
+            return
+        self.clock.moved += 1
+        beyond = GROWTH * (max(value, high) - min(value, low))
+        self.hull = (value - beyond if value < low else low, value + beyond if value > high else high)
+        self._settle()
 
     def bounds(self, room: float) -> Bounds:
         """The hull, widened by `room` times its width on each side: where the newest value lies."""
@@ -171,6 +191,7 @@ class Series:
     def spoil(self, step: int) -> None:
         """Count a sample that is not finite; it enters no window."""
         self.nonfinite += 1
+        self.clock.moved += 1
         self.bad_at = self.dropped + len(self.xs)
         self.bad_steps.append(step)
         if len(self.bad_steps) > 100_000:
@@ -268,7 +289,9 @@ class Series:
         self._cadences.clear()
         self._observed.clear()
         self.uneven += 1
-        self.stretch(value, value)
+        self.clock.moved += 1
+        self._half = (0, math.inf, -math.inf)
+        self.stretch(value)
         self.xs.insert(at, value)
         self.steps.insert(at, step)
         for axis in (self.times, self.tokens):
@@ -289,7 +312,8 @@ class Series:
             if axis is not None:
                 del axis[:count]
         self.dropped += count
-        self.hull = (min(self.usual_low, min(self.xs)), max(self.usual_high, max(self.xs)))
+        self.hull = (min(self.xs), max(self.xs))
+        self._settle()
         for window in self.windows:
             window.shift(count)
 
@@ -330,8 +354,10 @@ class Series:
         self.dropped, self.nonfinite, self.bad_at = state["dropped"], state["nonfinite"], state["bad_at"]
         self.bad_steps = list(state["bad_steps"])
         self.low, self.high = state["band"] or (math.inf, -math.inf)
-        self.usual_low, self.usual_high = math.inf, -math.inf
         self.hull = (min(self.xs, default=math.inf), max(self.xs, default=-math.inf))
+        self._half = (0, math.inf, -math.inf)
+        self._settle()
+        self.clock.moved += 1
         self._cadences.clear()
         self._observed.clear()
         self._horizon_until = 0
