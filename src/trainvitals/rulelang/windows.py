@@ -7,6 +7,7 @@ series. Memory is bounded: a series keeps what its longest window spans.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from trainvitals.events import SignalSpec, split_label
@@ -51,7 +52,8 @@ class Store:
         self.boundaries: dict[str, tuple[int, float | None]] = {}
         self.late = 0
         self._series: dict[str, Series] = {}
-        self._feeds: list[tuple[str, Series, Callable[[float], None], Callable[[float], None]]] = []  # of each, what ingest needs
+        self._feeds: list[tuple[Series, Callable[[float], None], Callable[[float], None]]] = []  # of each series, what ingest needs
+        self._pick: Callable[[Mapping[str, float]], Sequence[float | None]] = lambda values: ()
         self._own: dict[str, Series] = {}
         self._derived: dict[str, Derived] = {}
         self._elementwise: dict[str, Elementwise] = {}
@@ -90,9 +92,12 @@ class Store:
         clock.step = step
         if clock.origin is None:
             clock.origin = step - 1
-        get = frame.values.get
-        for key, series, add, mark in self._feeds:
-            value = get(key)
+        values = frame.values
+        try:
+            found = self._pick(values)  # at once, where none lacks
+        except KeyError:
+            found = [values.get(key) for key in self._series]
+        for value, (series, add, mark) in zip(found, self._feeds):  # noqa: B905 a keyword costs as much as five signals
             if value is None:
                 if series.relied:
                     series.relied = False
@@ -104,7 +109,8 @@ class Store:
                 add(value)
                 mark(step)
                 series.stretch(value)
-                if not series.low <= value <= series.high:
+                low, high = series.band()
+                if not low <= value <= high:
                     self.news.append(series)
             else:
                 series.spoil(step)
@@ -172,7 +178,8 @@ class Store:
         if found is None:
             spec = self.catalogue.get(split_label(key)[0])
             found = self._series[key] = Series(key, self.clock, spec.cadence if spec else "update")
-            self._feeds.append((key, found, found.add, found.mark))
+            self._feeds.append((found, found.add, found.mark))
+            self._pick = itemgetter(*self._series, key)  # the last one twice, so that one alone comes as a sequence too
             if key in self._saved["series"]:
                 found.load_state_dict(self._saved["series"].pop(key))
         return found
