@@ -96,8 +96,12 @@ class Shift:
                     upto = bisect_right(ordered, x, below) if below < size and ordered[below] == x else below
                     place = (size - upto if upwards else below) * 2 + upto - below
                     gained_linear, gained_power = stakes[place] if size == window else _stake(place, size)
-                    linear = gained_linear if linear < 0.0 else min(linear + gained_linear, _CAP)
-                    power = gained_power if power < 0.0 else min(power + gained_power, _CAP)
+                    linear = gained_linear if linear < 0.0 else linear + gained_linear
+                    power = gained_power if power < 0.0 else power + gained_power
+                    if linear > _CAP:
+                        linear = _CAP
+                    if power > _CAP:
+                        power = _CAP
                     judged = True
                 newest.append(x)
                 ordered.insert(below, x)
