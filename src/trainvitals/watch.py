@@ -118,7 +118,7 @@ class Watch:
         # It rests until its next turn. Anchored to the step, so that a pause shifts nothing.
         self.next_step = NEVER if step > self.until else step + 1 if step < self.awake_until else step - step % self.pace + self.pace
         proof = self.proof
-        read = proof.rest if proof is not None and proof.holds() else self.read
+        read = proof.rest if proof is not None and (proof.seen == proof.clock.moved or proof.holds()) else self.read
         if read is not None:
             value = read()
             if value is not False:

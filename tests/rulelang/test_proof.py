@@ -129,7 +129,7 @@ def looks_that_a_proof_spared(seed: int) -> int:
 def looked_at(proof: Proof) -> bool:
     """Whether a proof holds, which it must say as if it had looked at all of its series, though it does so only after something moved."""
     stands = all(
-        series.total - proof._clock.step == lag and series.uneven == uneven and low <= series.hull[0] and series.hull[1] <= high
+        series.total - proof.clock.step == lag and series.uneven == uneven and low <= series.hull[0] and series.hull[1] <= high
         for series, lag, uneven, low, high in proof._grounds
     )
     assert proof.holds() is stands
@@ -219,12 +219,12 @@ def test_a_proof_ends_with_a_second_and_with_a_late_sample() -> None:
 def test_a_proof_looks_at_its_series_only_after_something_moved() -> None:
     run = Run(QUARTER, "mean(policy.entropy, updates=20) > 3")
     proof = proof_of(run)
-    seen = proof._seen
+    seen = proof.seen
     run.calm(1, 1.01)
-    assert (proof.holds(), proof._seen) == (True, seen)
+    assert (proof.holds(), proof.seen) == (True, seen)
     run.feed({"reward.mean": 1.0, "policy.entropy": 0.5})  # a stranger's first sample
     assert proof.holds()
-    assert proof._seen > seen
+    assert proof.seen > seen
 
 
 def test_a_proof_ends_with_an_update_left_out() -> None:

@@ -43,23 +43,23 @@ class Proof:
 
     Attributes:
         rest: Computes what of the condition is not proved, and is all that it can still be; None when nothing is left.
+        seen: Where `clock.moved` stood when it was last seen to hold: as long as that is so, it holds, and need not be asked.
+        clock: Of its series.
     """
 
-    __slots__ = ("_clock", "_grounds", "_seen", "rest")
+    __slots__ = ("_grounds", "clock", "rest", "seen")
 
     def __init__(self, clock: Clock, grounds: list[tuple[Series, int, int, float, float]], rest: Callable[[], Value] | None = None) -> None:
-        self._clock = clock
+        self.clock = clock
         self._grounds = grounds
-        self._seen = -1
+        self.seen = -1
         self.rest = rest
 
     def holds(self) -> bool:
         """Whether what was proved must be false now. Once it does not hold, another proof is needed."""
-        return self._clock.moved == self._seen or self._stands()
-
-    def _stands(self) -> bool:
-        """Look at every series: something moved, perhaps none of them."""
-        step = self._clock.step
+        if self.clock.moved == self.seen:
+            return True
+        step = self.clock.step
         for series, lag, uneven, low, high in self._grounds:
             if series.dropped + len(series.xs) - step != lag or series.uneven != uneven:
                 return False
@@ -67,7 +67,7 @@ class Proof:
             if hull[0] < low or hull[1] > high:
                 return False
             series.relied = True
-        self._seen = self._clock.moved
+        self.seen = self.clock.moved
         return True
 
 
