@@ -147,7 +147,7 @@ class VerdictMaker:
         self._rising: dict[str, bool] = {}
         self._train = {name: Trend(4) for name, _, _ in _TRAIN_SIGNALS}
         self._unheard: dict[str, list[float]] = {name: [] for name in self._train}
-        self._waits = [(name, values.append) for name, values in self._unheard.items()]
+        self._waits = [(name, waiting.append) for name, waiting in self._unheard.items()]
         self._frames = 0
         self._eval = {name: Trend(1) for name, _, _ in _EVAL_SIGNALS}
         self._next = 0

@@ -3,7 +3,8 @@
 Most looks at a calm rule (`pace`) find what the last one found: half of the length is nowhere near the length of today. So a
 condition that was false is looked at once more by interval arithmetic: each newest value, median, mean or extreme lies within
 the hull of its series (`windows_series`), whatever the next samples are, as long as they lie in it too. When the condition is
-false for all such values, computing it tells nothing. A proof rests on *grounds*, which cost two comparisons a series to see:
+false for all such values, computing it tells nothing. A proof rests on *grounds*, at which it looks again
+after something moved (`windows_series.Clock`), for two comparisons a series:
 
 * its series stay within the hull of the proof, and
 * they go on with one sample an update, so that windows that were ready stay ready, and no value is unknown or stale.

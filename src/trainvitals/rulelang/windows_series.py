@@ -180,7 +180,9 @@ class Series:
     def _settle(self) -> None:
         """Band or hull changed: see what they have in common."""
         low, high = self._few if self._due else (self._low, self._high)
-        self.usual_low, self.usual_high = max(low, self.hull[0]), min(high, self.hull[1])
+        least, most = self.hull
+        self.usual_low = low if low > least else least  # min and max would cost as much as the rest of a review
+        self.usual_high = high if high < most else most
 
     def stretch(self, value: float) -> None:
         """Make the hull hold this sample, and a little beyond."""
@@ -317,7 +319,8 @@ class Series:
         count = min([len(self.xs) - KEEP, *(window.lo for window in self.windows)])
         if count <= 0:
             return
-        self.band()
+        if self._due - BAND < self.dropped + count:
+            self.band()  # while what it needs is there
         self._note_first()
         for axis in (self.xs, self.steps, self.times, self.tokens):
             if axis is not None:
