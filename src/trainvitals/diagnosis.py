@@ -146,31 +146,24 @@ class VerdictMaker:
         self._since: int | None = None
         self._rising: dict[str, bool] = {}
         self._train = {name: Trend(4) for name, _, _ in _TRAIN_SIGNALS}
-        self._unheard: dict[str, list[float]] = {name: [] for name in self._train}
-        self._waits = [(name, waiting.append) for name, waiting in self._unheard.items()]
-        self._frames = 0
+        self._unheard: list[Mapping[str, float]] = []
         self._eval = {name: Trend(1) for name, _, _ in _EVAL_SIGNALS}
         self._next = 0
         self._unmoved: bool | None = None  # True while every gradient of the run was exactly 0; None before the first
 
     def values(self, values: Mapping[str, float]) -> None:
-        """Take the progress signals of a frame: the trends hear of them a few at a time, or when they are asked."""
-        for name, wait in self._waits:
-            value = values.get(name)
-            if value is not None and value - value == 0.0:
-                wait(value)
-        self._frames += 1
-        if self._frames >= self.EVERY:
+        """Take the progress signals of a frame: the trends hear of 25 frames at once, or when they are asked."""
+        self._unheard.append(values)
+        if len(self._unheard) >= self.EVERY:
             self._hear()
         if self._unmoved is not False and "optim.grad_norm" in values:
             self._unmoved = values["optim.grad_norm"] == 0.0
 
     def _hear(self) -> None:
         """Tell the trends what waits for them."""
-        for name, values in self._unheard.items():
-            self._train[name].extend(values)
-            values.clear()
-        self._frames = 0
+        for name, trend in self._train.items():
+            trend.extend([value for values in self._unheard if (value := values.get(name)) is not None and value - value == 0.0])
+        self._unheard.clear()
 
     def eval_values(self, values: Mapping[str, float]) -> None:
         """Take the progress signals of an evaluation."""
