@@ -57,7 +57,7 @@ def test_the_ends_equal_computing_them_anew(seed: int, count: int, level: float,
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**20), st.sampled_from([0.0, 0.5, 0.97]), st.sampled_from([20, 30]), st.sampled_from([0.05, 0.9]))
 def test_many_at_once_are_as_one_by_one(seed: int, memory: float, size: int, alpha: float) -> None:
-    """Of looks in between nobody sees the interval, so it is not always reckoned: laps and beginnings must be the same."""
+    """Of looks in between nobody sees the interval, so they are left out where 0 surely lies inside: laps, beginnings and sums must be the same."""
     draw = np.random.default_rng(seed)
     xs, level, noise = [], 0.0, 0.0
     for _ in range(2_500):

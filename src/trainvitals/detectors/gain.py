@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 LEAST = 20
 """Samples of the reference at least, and independent samples that all must be worth: fewer do not tell the spread."""
 LOOK = 5
 """The interval is renewed at every so manieth sample: who may look at every moment may look seldom, for a fifth of the cost."""
 MOVED = 0.95
 """Autocorrelation beyond which a stretch that is short for it is taken for a step or a slope: nothing more is believed of noise."""
+_MANY = 64
+"""From so many samples on it pays to take them in at once."""
 _ENOUGH = LEAST * 40
 """So many samples are worth `LEAST` independent ones whatever their autocorrelation, which counts up to `MOVED`."""
 WIDE = 10.0
@@ -87,8 +91,12 @@ class Gain:
         told = list(xs)
         known = [x for x in told if x - x == 0.0]
         self.nonfinite += len(told) - len(known)
-        at, end = 0, len(known)
+        at, end, fresh = 0, len(known), True
         while at < end:
+            if fresh and self._count and self._then is not None:
+                with np.errstate(all="ignore"):  # of numbers near the largest there are, which do not pass
+                    at += self._pass(self._then, known[at:])
+                fresh = False
             count = self._count
             until = self.size if self._then is None else count - count % LOOK + LOOK
             part = known[at : at + until - count]
@@ -100,7 +108,33 @@ class Gain:
                 self._refer(self._stretch())
                 self._empty()
             else:
-                self._look(self._then, seen=at + LOOK > end)
+                self._look(self._then)
+            fresh = fresh or not self._count
+
+    def _pass(self, then: list[float], xs: list[float]) -> int:
+        """Take in many samples of a lap at once, where no look would find that 0 has left the interval, and none is the last; gives how many.
+
+        Even the narrowest interval that there can be must hold 0: that of samples without memory, made narrower still. Sums are
+        added up one by one here too, to the last digit.
+        """
+        count, n0 = self._count, then[0]
+        many = min(len(xs) - LOOK, int(n0) - count - 1)
+        if many < _MANY or n0 + count < _ENOUGH:
+            return 0
+        moved = np.array(xs[:many]) - self._start
+        add = np.add.accumulate
+        sums, squares = add(np.append(self._sum, moved)), add(np.append(self._squares, moved * moved))
+        looks = np.arange(LOOK - count % LOOK, many + 1, LOOK)
+        n = count + looks
+        middle = sums[looks] / n - then[1] / n0
+        spread = np.maximum(squares[looks] - sums[looks] * (sums[looks] / n), 0.0) + self._before[0]
+        least = 2.0 * math.log((self.lap + 1) * (self.lap + 2) / self.alpha) * spread / (n0 + n - 2.0) * (1.0 / n0 + 1.0 / n)
+        if not (middle * middle < 0.99 * least).all():
+            return 0
+        products = add(np.append(self._products, moved * np.append(self._last, moved[:-1])))
+        self._sum, self._squares, self._products, self._last = float(sums[-1]), float(squares[-1]), float(products[-1]), float(moved[-1])
+        self._count += many
+        return many
 
     def _add_up(self, xs: list[float]) -> None:
         """Take in samples of one stretch."""
@@ -124,41 +158,28 @@ class Gain:
     def _stretch(self) -> list[float]:
         return [float(self._count), self._sum, self._squares, self._products, self._first, self._last]
 
-    def _look(self, then: list[float], *, seen: bool) -> None:
-        """Renew the interval, unless it is not `seen` and holds 0; begin anew after a change, let everything become reference after a lap without."""
-        count = float(self._count)
-        if (seen or not self._holds_zero(then, count)) and self._renew(then, count):
-            self._begin()
-        elif count >= then[0]:
-            _, total_then, squares_then, products_then, first, last = then
-            self._refer([then[0] + count, total_then + self._sum, squares_then + self._squares, products_then + last * self._first + self._products, first, self._last])
-            self.lap += 1
-            self._empty()
-
-    def _holds_zero(self, then: list[float], count: float) -> bool:
-        """Whether even the narrowest interval that there can be holds 0: the one of samples without memory, made narrower still. It costs a third."""
-        total = then[0] + count
-        if total < _ENOUGH:
-            return False
-        middle = self._sum / count - then[1] / then[0]
-        squares = max(self._squares - self._sum * (self._sum / count), 0.0) + self._before[0]
-        least = 2.0 * math.log((self.lap + 1) * (self.lap + 2) / self.alpha) * squares / (total - 2.0) * (1.0 / then[0] + 1.0 / count)
-        return middle * middle < 0.99 * least
-
-    def _renew(self, then: list[float], count: float) -> bool:
-        """Renew the interval, and tell whether 0 has left it."""
-        before, before_products = self._before
+    def _look(self, then: list[float]) -> None:
+        """Renew the interval; begin anew after a change, let everything become reference after a lap without."""
+        count, before, before_products = float(self._count), *self._before
         more, products = _centred(count, self._sum, self._squares, self._products, self._first, self._last)
         squares, total = more + before, then[0] + count
         r = 0.0
         if squares > 0.0:
             r = min(max(((products + before_products) / squares + 2.0 / total) / (1.0 - 6.0 / total), 0.0), MOVED)
         memory = (1.0 + r) / (1.0 - r)
-        if total < LEAST * memory:
+        if total >= LEAST * memory:
+            low, high = self.ends = self._interval(then, count, squares / (total - 2.0) * memory)
+            moved = low > 0.0 or high < 0.0
+        else:
             self.ends = None
-            return r >= MOVED and count >= self.size
-        low, high = self.ends = self._interval(then, count, squares / (total - 2.0) * memory)
-        return low > 0.0 or high < 0.0
+            moved = r >= MOVED and count >= self.size
+        if moved:
+            self._begin()
+        elif count >= then[0]:
+            _, total_then, squares_then, products_then, first, last = then
+            self._refer([total, total_then + self._sum, squares_then + self._squares, products_then + last * self._first + self._products, first, self._last])
+            self.lap += 1
+            self._empty()
 
     def _interval(self, then: list[float], count: float, variance: float) -> tuple[float, float]:
         """The interval now, from the variance that one independent sample would have."""
