@@ -126,9 +126,9 @@ class Shift:
     def _extend(self, xs: list[float]) -> None:
         """`extend` by many finite samples of which each is judged, against a past that is full: all are ranked at once."""
         told = np.array(self._newest + xs)
-        before, now = sliding_window_view(told[:-1], self.window), told[self.window :, None]
-        beyond = np.count_nonzero(before > now if self.side > 0 else before < now, axis=1)
-        places = (2 * beyond + np.count_nonzero(before == now, axis=1)).tolist()
+        before, now = sliding_window_view(told[:-1], self.window).T, told[self.window :]  # a column for each sample
+        beyond, equal = before > now if self.side > 0 else before < now, before == now
+        places = (2 * beyond.view(np.int8).sum(axis=0, dtype=np.int32) + equal.view(np.int8).sum(axis=0, dtype=np.int32)).tolist()
         linear, power = self._logs
         stakes = _stakes(self.window)
         for place in places:
