@@ -176,6 +176,21 @@ def test_improving_needs_evidence() -> None:
     ]  # fmt: skip
 
 
+def test_when_the_trends_hear_of_a_value_changes_nothing() -> None:
+    """They hear at every frame where somebody saves each time, else of 25 at once; a load forgets what they had not heard."""
+    source = random.Random(1)
+    often, seldom, loaded = maker(), maker(), maker()
+    loaded.values({"reward.mean": 77.0})
+    loaded.load_state_dict(often.state_dict())
+    for step in range(333):
+        values = {"reward.mean": source.choice([source.gauss(0, 1), math.nan]), "optim.loss": source.gauss(0, 1)}
+        for one in (often, seldom, loaded):
+            one.values({name: value for name, value in values.items() if step % 7 or name != "optim.loss"})
+        often.state_dict()
+    assert len(seldom._unheard) == 333 % seldom.EVERY
+    assert repr(seldom.state_dict()) == repr(often.state_dict()) == repr(loaded.state_dict())
+
+
 def test_the_loss_is_no_evidence_in_grpo_but_is_in_sft() -> None:
     for trainer, state in (("grpo", "steady"), ("sft", "improving")):
         made = maker(trainer=trainer)

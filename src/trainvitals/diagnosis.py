@@ -146,19 +146,24 @@ class VerdictMaker:
         self._since: int | None = None
         self._rising: dict[str, bool] = {}
         self._train = {name: Trend(4) for name, _, _ in _TRAIN_SIGNALS}
-        self._train_adds = [(name, trend.add) for name, trend in self._train.items()]
+        self._unheard: list[Mapping[str, float]] = []
         self._eval = {name: Trend(1) for name, _, _ in _EVAL_SIGNALS}
         self._next = 0
         self._unmoved: bool | None = None  # True while every gradient of the run was exactly 0; None before the first
 
     def values(self, values: Mapping[str, float]) -> None:
-        """Take the progress signals of a frame."""
-        for name, add in self._train_adds:
-            value = values.get(name)
-            if value is not None and value - value == 0.0:
-                add(value)
+        """Take the progress signals of a frame: the trends hear of 25 frames at once, or when they are asked."""
+        self._unheard.append(values)
+        if len(self._unheard) >= self.EVERY:
+            self._hear()
         if self._unmoved is not False and "optim.grad_norm" in values:
             self._unmoved = values["optim.grad_norm"] == 0.0
+
+    def _hear(self) -> None:
+        """Tell the trends what waits for them."""
+        for name, trend in self._train.items():
+            trend.extend([value for values in self._unheard if (value := values.get(name)) is not None and value - value == 0.0])
+        self._unheard.clear()
 
     def eval_values(self, values: Mapping[str, float]) -> None:
         """Take the progress signals of an evaluation."""
@@ -278,6 +283,7 @@ class VerdictMaker:
 
     def _healthy_state(self, final: bool) -> tuple[VerdictState, Decision, str]:
         """Improving or steady, from the trends: held-out evidence wins over training evidence."""
+        self._hear()
         found: list[tuple[str, int, int]] = []
         train = _TRAIN_SIGNALS[:1] if self.trainer in _REWARD_TRAINERS or self._train["reward.mean"].blocks else _TRAIN_SIGNALS
         for signals, trends in ((_EVAL_SIGNALS, self._eval), (train, self._train)):
@@ -309,6 +315,7 @@ class VerdictMaker:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""
+        self._hear()
         return {
             "trainer": self.trainer,
             "open": {key: {name: getattr(entry, name) for name in Open.__slots__} for key, entry in self.open.items()},
@@ -329,6 +336,7 @@ class VerdictMaker:
         self.updates, self._since, self._next, self._counted = state["updates"], state["since"], state["next"], state["counted"]
         self._rising = dict(state["rising"])
         self._unmoved = state.get("unmoved", False)
+        self._hear()  # what came before is not of this run
         for trends, saved in ((self._train, state["train"]), (self._eval, state["eval"])):
             for name, trend in trends.items():
                 if name in saved:  # a state written before this signal was one of progress

@@ -32,6 +32,7 @@ from trainvitals.items import Applied, Boundary, Frame, Item, RunStart, Tick
 from trainvitals.reporting import Reporter
 from trainvitals.rulelang.compile import Binder, RunInfo
 from trainvitals.rulelang.loader import RuleSet
+from trainvitals.rulelang.proof import STEADY
 from trainvitals.rulelang.windows import Store
 from trainvitals.schedule import Schedule
 from trainvitals.speaker import Output, Speaker
@@ -332,6 +333,7 @@ class Engine:
             for watch in watched.instances.values():
                 watch.warm_until = self._origin + watched.rule.warmup
                 watch.next_step = step
+                watch.prove_at = step + STEADY  # before that there are no proofs
             patience = max(20, min(BLIND_UPDATES, round(BLIND_SHARE * total))) if total else BLIND_UPDATES
             watched.blind_at = self._origin + watched.rule.warmup + max(patience, watched.reach)
         self._blind_at = min((watched.blind_at or 0 for watched in self._watched), default=None)

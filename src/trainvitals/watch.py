@@ -117,8 +117,10 @@ class Watch:
             return self.read()
         # It rests until its next turn. Anchored to the step, so that a pause shifts nothing.
         self.next_step = NEVER if step > self.until else step + 1 if step < self.awake_until else step - step % self.pace + self.pace
-        if self.proof is None or not self.proof.holds():
-            value = self.read()
+        proof = self.proof
+        read = proof.rest if proof is not None and (proof.seen == proof.clock.moved or proof.holds()) else self.read
+        if read is not None:
+            value = read()
             if value is not False:
                 return value
             if step >= self.prove_at:
@@ -127,9 +129,9 @@ class Watch:
         return None
 
     def prove(self, step: int) -> None:
-        """Its condition was computed and is false: perhaps it must be. Whoever fails tries again, but ever more rarely."""
+        """Its condition was computed and is false: perhaps it must be. Whoever fails, if only in part, tries again, but ever more rarely."""
         self.proof = self.when.prove()
-        if self.proof is None:
+        if self.proof is None or self.proof.rest is not None:
             self.wait = min(2 * self.wait, MAX_WAIT)
         self.prove_at = step + self.wait
 

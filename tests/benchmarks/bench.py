@@ -32,8 +32,10 @@ CHUNK = 200
 """Rows per turn: long enough for the clock, short enough that the sides share the machine's moods."""
 FIRST = 90
 """Rules that there were to be when the goal was set."""
-CEILING = 1.2
-"""CI fails when a step costs more than this many times `json.dumps`: a guard against regressions, not the goal."""
+CEILING = 1.0
+"""CI fails when the median chunk of a step costs more than this many times `json.dumps`: a guard against regressions."""
+ROOM = 0.15
+"""CI fails when the goal of a whole run is missed by more than this: what a busy machine moves it by."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def step_cost(quick: bool) -> list[Result]:
     count = len(ours.engine.coverage().rules)
     note = f"median chunk {ratio:.2f}: {mine * 1e6:.1f} us a row against {text * 1e6:.1f} us; {sum(f.kind == 'finding' for f in ours.found)} findings"
     return [
-        Result(f"one logged step of 40 metrics, {count} rules / `json.dumps` of the row", f"{whole:.2f}", "< 1.00", whole < 1, note, ratio < CEILING),
+        Result(f"one logged step of 40 metrics, {count} rules / `json.dumps` of the row", f"{whole:.2f}", "< 1.00", whole < 1, note, ratio < CEILING and whole < 1 + ROOM),
         fewer_rules(last),
         Result("one logged step, all rules / TensorBoard `SummaryWriter` for the row", f"1/{tb / mine:.0f}", "< 1/50", mine / tb < 1 / 50, f"SummaryWriter takes {tb * 1e6:.0f} us", True),
         Result(f"cost at rows up to {last:,} / cost at rows from 100", f"{late / early:.2f}", "0.80 to 1.25", 0.8 < late / early < 1.25, f"{early:.2f}, then {late:.2f} times json.dumps", late / early < 1.5),

@@ -54,6 +54,26 @@ def test_the_ends_equal_computing_them_anew(seed: int, count: int, level: float,
         assert gain.lap == lap
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**20), st.sampled_from([0.0, 0.5, 0.97]), st.sampled_from([20, 30]), st.sampled_from([0.05, 0.9]))
+def test_many_at_once_are_as_one_by_one(seed: int, memory: float, size: int, alpha: float) -> None:
+    """Of looks in between nobody sees the interval, so they are left out where 0 surely lies inside: laps, beginnings and sums must be the same."""
+    draw = np.random.default_rng(seed)
+    xs, level, noise = [], 0.0, 0.0
+    for _ in range(2_500):
+        level += 2.0 * draw.standard_normal() * (draw.random() < 0.001)
+        noise = memory * noise + draw.standard_normal()
+        xs.append(math.nan if draw.random() < 0.002 else float(level + noise))
+    one, many, at = Gain(size, alpha), Gain(size, alpha), 0
+    for x in xs:
+        one.add(x)
+    while at < len(xs):
+        some = int(draw.choice([1, 3, 5, 64, 1024]))
+        many.extend(xs[at : at + some])
+        at += some
+    assert repr(one.state_dict()) == repr(many.state_dict())
+
+
 @pytest.mark.parametrize("noise", ["white", "t3", "AR .5"])
 def test_the_gain_is_hardly_ever_left_out(noise: str) -> None:
     """300 runs of 500 samples, alpha 0.05: 15 expected, with three standard errors 27."""

@@ -46,6 +46,28 @@ def test_evidence_equals_the_formula(xs: list[float], side: int, window: int) ->
         assert found is None if expected is None else found == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**20), st.sampled_from([1, -1]), st.sampled_from([1, 7, 100]), st.sampled_from([1, 2, None]), st.booleans())
+def test_many_at_once_are_as_one_by_one(seed: int, side: int, window: int, every: int | None, ties: bool) -> None:
+    """Long stretches are ranked all at once: with ties, numbers that are not finite, and moves that fill or lose a bet."""
+    draw = random.Random(seed)
+    one, many, xs, level = Shift(side, window, every), Shift(side, window, every), [], 0.0
+    for _ in range(2_500):
+        level += draw.choice([-3, 3]) * (draw.random() < 0.01)
+        x = level + draw.gauss(0, 1)
+        xs.append(draw.choice([math.nan, 0.0, -0.0]) if draw.random() < 0.002 else round(x) / 1 if ties else x)
+    for x in xs:
+        one.add(x)
+    at = 0
+    while at < len(xs):
+        some = draw.choice([1, 5, 64, 200, 1_500])
+        many.extend(xs[at : at + some])
+        at += some
+    assert repr(one.state_dict()) == repr(many.state_dict())
+    for x in xs[:200]:
+        assert one.add(x) == many.add(x)
+
+
 @given(samples, st.sampled_from([0.5, 4.0]))
 def test_only_ranks_matter(xs: list[float], scale: float) -> None:
     """Any rising function of the samples gives the same evidence, to the bit; the mirror image gives the other side's."""

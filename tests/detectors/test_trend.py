@@ -105,6 +105,23 @@ def test_noise_rarely_looks_like_progress() -> None:
     assert wrong <= 3
 
 
+@given(st.lists(st.one_of(st.floats(-1e3, 1e3), st.just(math.nan)), max_size=700), st.integers(1, 90))
+def test_many_at_once_are_as_one_by_one(values: list[float], some: int) -> None:
+    one, many = Trend(2), Trend(2)
+    for value in values:
+        one.add(value)
+    for at in range(0, len(values), some):
+        many.extend(values[at : at + some])
+    assert repr(one.state_dict()) == repr(many.state_dict())
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=80), st.booleans())
+def test_the_slope_is_the_median_of_all_pairs(values: list[float], flat: bool) -> None:
+    values = [round(value) / 4 for value in values] if flat else values
+    slopes = [(values[late] - values[early]) / (late - early) for late in range(len(values)) for early in range(late)]
+    assert repr(theil_sen(values)) == repr(float(np.median(np.array(slopes))))
+
+
 def test_the_memory_of_a_run_is_bounded_and_still_sees_the_trend() -> None:
     trend = Trend(4)
     for step in range(100_000):

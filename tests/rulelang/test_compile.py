@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
@@ -15,6 +15,9 @@ from trainvitals.rulelang.check import check
 from trainvitals.rulelang.compile import Binder, Bound, RunInfo
 from trainvitals.rulelang.errors import RuleError, Where
 from trainvitals.rulelang.expr import Expr, parse
+from trainvitals.rulelang.generate import generate_each
+from trainvitals.rulelang.kleene import Bound as Tree
+from trainvitals.rulelang.kleene import Read, evaluate
 from trainvitals.rulelang.windows import Store
 
 SIGNALS = ["policy.entropy", "policy.kl_ref", "reward.mean", "optim.grad_norm", "reward.std"]
@@ -152,6 +155,27 @@ def test_generated_code_equals_the_tree(seed: int) -> None:
                 assert type(fast) is type(slow), bound.expr.text
                 assert not isinstance(fast, float) or math.isfinite(fast), bound.expr.text
                 assert fast is not True or bound.possible, bound.expr.text
+
+
+@pytest.mark.parametrize("text", ["log(reward.mean)", "sqrt(reward.mean)", "reward.mean > 0.5", "not 2 < reward.mean", "reward.mean", "log(reward.mean - 1) > 0", "sqrt(log(reward.mean))", "2 / reward.mean", "min(reward.mean, 1)", "exp(reward.mean)"])
+def test_an_expression_of_many_samples_is_that_of_each(text: str) -> None:
+    now = [0.0]
+    read = Read("reward.mean", lambda: now[0])
+
+    def put(node: Tree) -> Tree:
+        return read if isinstance(node, Read) else replace(node, **{
+            part.name: tuple(map(put, value)) if isinstance(value, tuple) else put(value)
+            for part in fields(node) if not isinstance(value := getattr(node, part.name), str | int | float | None)
+        })  # fmt: skip
+
+    tree = put(_binder(Store(CATALOGUE)).bind(parse(text, Where()))._tree)
+    xs = [-2.0, -0.0, 0.0, 5e-324, 0.3, 1.0, 1.5, 7.0, 800.0, 1.7e308, math.inf, math.nan]
+    expected = []
+    for now[0] in xs:
+        expected.append(evaluate(tree))
+    assert repr(generate_each(tree, "reward.mean")(xs[:-2])) == repr(expected[:-2])
+    if "log" in text or "sqrt" in text:  # of other functions no sample that is not finite is asked
+        assert repr(generate_each(tree, "reward.mean")(xs)) == repr(expected)
 
 
 UNKNOWN, TRUE, FALSE = "policy.entropy > 1", "reward.mean > 1", "reward.mean > 3"

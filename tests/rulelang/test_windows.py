@@ -16,7 +16,7 @@ from trainvitals.events import CATALOGUE
 from trainvitals.items import Frame
 from trainvitals.rulelang.windows import Store
 from trainvitals.rulelang.windows_long import median_deviation
-from trainvitals.rulelang.windows_series import BAND, Axis, Clock, Series
+from trainvitals.rulelang.windows_series import BAND, MARGIN, Axis, Clock, Series
 
 SIGNAL = "policy.entropy"
 FUNCTIONS = ["mean", "sum", "std", "minimum", "maximum", "median", "slope", "delta", "count", "quantile"]
@@ -249,35 +249,74 @@ def test_median_deviation_equals_its_definition(sample: list[float]) -> None:
     assert median_deviation(sorted(sample)) == pytest.approx(statistics.median(abs(value - middle) for value in sample), abs=1e-12)
 
 
+def inside(series: Series, value: float) -> bool:
+    low, high = series.band()
+    return low <= value <= high
+
+
 def test_white_noise_hardly_ever_leaves_the_band_and_a_jump_does_at_once() -> None:
     """The rate in `windows_series.MARGIN`: 200,000 samples of Gaussian noise, a level shift of 6 sigma, an even drift."""
     draw = random.Random(3)
     series, left = Series("x", Clock()), 0
     for index in range(200_000):
         value = draw.gauss(0, 1)
-        left += index > 64 and not series.low <= value <= series.high
+        left += index > 64 and not inside(series, value)
         series.add(value)
         if index % (BAND // 2) == 0:
             series.review_band()
+            series.band()
+            series.dropped += len(series.xs[: -2 * BAND])
             del series.xs[: -2 * BAND]
     assert left <= 20
-    assert not series.low <= 6.5 <= series.high
+    assert not inside(series, 6.5)
     drift = Series("y", Clock())
     for index in range(1_000):
         if index % (BAND // 2) == 0:
             drift.review_band()
-        assert index <= 2 * BAND or drift.low <= index * 0.1 <= drift.high
+        assert index <= 2 * BAND or inside(drift, index * 0.1)
         drift.add(index * 0.1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(values, st.floats(0, 1), st.sampled_from(["late", "again", "hole", "trim", "ask", 0.5])), min_size=1, max_size=250), st.integers(0, 2**20))
+def test_the_band_is_that_of_the_newest_samples_and_news_what_lies_outside(told: list[float | str], seed: int) -> None:
+    """Whenever the band is computed, and whichever samples are taken in without a look."""
+    store, draw = _store(), random.Random(seed)
+    series = store.series(SIGNAL)
+    told = [*(draw.gauss(0, 1) * 10.0 ** -(at // 40) for at in range(seed % 160)), *told]  # ever calmer
+    band, samples = (math.inf, -math.inf), list[tuple[int, float]]()  # what it should be
+    for step, value in enumerate(told, 1):
+        for number in [value] if isinstance(value, float) else [draw.gauss(0, 1)] * {"again": 2, "trim": 40, "ask": 1}.get(value, 0):
+            store.ingest(Frame(step, {SIGNAL: number}))
+            assert bool(store.news) is not (band[0] <= number <= band[1])
+            store.news.clear()
+            samples.append((step, number))
+        if value == "late" and step > 9:
+            store.ingest(Frame(step - 9, {SIGNAL: 7.5}))
+            at = sum(when <= step - 9 for when, _ in samples)
+            if at or not series.dropped:
+                samples.insert(at, (step - 9, 7.5))
+        store.close_update(step)
+        if value == "trim":
+            series.trim()
+        recent = [number for _, number in samples[-BAND:]]
+        if step % (BAND // 2) == 0 and len(recent) >= 8 and not band[0] == band[1] == recent[-1]:
+            low, high = min(recent), max(recent)
+            band = (low - MARGIN * (high - low), high + MARGIN * (high - low))
+        if value == "ask":
+            assert series.band() == band
+        assert not series.xs or (series.hull[0] <= min(series.xs) and max(series.xs) <= series.hull[1])
+    assert series.band() == band
 
 
 def test_a_constant_series_has_a_band_of_one_value() -> None:
     series = Series("x", Clock())
-    assert not series.low <= 0.0 <= series.high
+    assert not inside(series, 0.0)
     for _ in range(BAND):
         series.add(5e-6)
     series.review_band()
-    assert series.low <= 5e-6 <= series.high
-    assert not series.low <= 4.9e-6 <= series.high
+    assert inside(series, 5e-6)
+    assert not inside(series, 4.9e-6)
 
 
 def test_of_several_samples_in_an_update_an_expression_takes_the_last() -> None:

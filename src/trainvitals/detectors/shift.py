@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
 from trainvitals.detectors.autocorrelation import lag1
 
 STAKE = 0.9
@@ -19,6 +22,10 @@ LEARN = 64
 CAP = 8.0
 """Largest evidence, so that a signal that has found its new level is forgiven in about a hundred samples."""
 _CAP = CAP * math.log(10.0)
+_LONG = 64
+"""From so many samples on it pays to rank them at once."""
+_BLOCK = 1024
+"""As many at once as the memory of a matrix is worth."""
 _MANY = 40
 """Samples to one at most: beyond an autocorrelation of 0.95 only the order of magnitude is known."""
 
@@ -77,6 +84,11 @@ class Shift:
 
     def extend(self, xs: Iterable[float]) -> None:
         """`add` many, for less: the evidence is reckoned once, after the last."""
+        xs = list(xs)
+        if len(xs) >= _LONG and self.every == 1 and len(self._newest) == self.window and math.isfinite(sum(xs)):
+            for begin in range(0, len(xs), _BLOCK):
+                self._extend(xs[begin : begin + _BLOCK])
+            return
         ordered, newest, window, upwards = self._sorted, self._newest, self.window, self.side > 0
         linear, power = self._logs
         stakes = _stakes(window)
@@ -96,8 +108,12 @@ class Shift:
                     upto = bisect_right(ordered, x, below) if below < size and ordered[below] == x else below
                     place = (size - upto if upwards else below) * 2 + upto - below
                     gained_linear, gained_power = stakes[place] if size == window else _stake(place, size)
-                    linear = gained_linear if linear < 0.0 else min(linear + gained_linear, _CAP)
-                    power = gained_power if power < 0.0 else min(power + gained_power, _CAP)
+                    linear = gained_linear if linear < 0.0 else linear + gained_linear
+                    power = gained_power if power < 0.0 else power + gained_power
+                    if linear > _CAP:
+                        linear = _CAP
+                    if power > _CAP:
+                        power = _CAP
                     judged = True
                 newest.append(x)
                 ordered.insert(below, x)
@@ -105,7 +121,33 @@ class Shift:
                     del ordered[bisect_left(ordered, newest.pop(0))]
         if judged:
             self._logs = [linear, power]
-            self.evidence = (max(linear, power) + math.log((1.0 + math.exp(-abs(linear - power))) / 2.0)) / math.log(10.0)
+            self._reckon()
+
+    def _extend(self, xs: list[float]) -> None:
+        """`extend` by many finite samples of which each is judged, against a past that is full: all are ranked at once."""
+        told = np.array(self._newest + xs)
+        before, now = sliding_window_view(told[:-1], self.window).T, told[self.window :]  # a column for each sample
+        beyond, equal = before > now if self.side > 0 else before < now, before == now
+        places = (2 * beyond.view(np.int8).sum(axis=0, dtype=np.int32) + equal.view(np.int8).sum(axis=0, dtype=np.int32)).tolist()
+        linear, power = self._logs
+        stakes = _stakes(self.window)
+        for place in places:
+            gained_linear, gained_power = stakes[place]
+            linear = gained_linear if linear < 0.0 else linear + gained_linear
+            power = gained_power if power < 0.0 else power + gained_power
+            if linear > _CAP:
+                linear = _CAP
+            if power > _CAP:
+                power = _CAP
+        self._logs = [linear, power]
+        self._newest[:] = (self._newest + xs)[-self.window :]
+        self._sorted[:] = sorted(self._newest)
+        self._reckon()
+
+    def _reckon(self) -> None:
+        """The evidence, from both bets."""
+        linear, power = self._logs
+        self.evidence = (max(linear, power) + math.log((1.0 + math.exp(-abs(linear - power))) / 2.0)) / math.log(10.0)
 
     def _learn(self, x: float) -> None:
         """The first samples tell how many are left out; those that are not are the first past."""

@@ -11,7 +11,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import countOf, itemgetter
 from typing import Any, Literal
 
 from trainvitals.events import CATALOGUE, labelled, split_label
@@ -29,7 +29,6 @@ BOOKKEEPING = frozenset((*STEP_KEYS, *TIME_KEYS, "_runtime", "_wandb", "total_st
 SUMMARY_KEYS = frozenset({"train_runtime", "train_steps_per_second", "train_samples_per_second"})
 """Any of them marks the closing summary row of transformers."""
 _SUMMARY_ONLY = SUMMARY_KEYS | {"total_flos", "train_loss", "epoch", "train_tokens_per_second", "num_input_tokens_seen", "num_tokens"}
-_FLOAT = frozenset({float})
 _HEADER = frozenset({"run.epoch", "run.tokens_seen"})
 _CUSTOM = re.compile(r"custom\.[a-z][a-z0-9_]{0,60}")
 _MAX_PLANS = 256  # a logger with ever new keys must not grow memory
@@ -94,6 +93,7 @@ class _Plan:
     pick: Callable[[Any], Any]
     raws: tuple[str, ...]
     signals: tuple[str, ...]
+    blank: dict[str, float]
     factors: tuple[tuple[str, float], ...]
     phase: Literal["train", "eval"]
     has_terminated: bool
@@ -165,7 +165,8 @@ class Mapper:
             # array() converts at C speed whatever has __float__ (ints, bools, numpy and torch scalars) and refuses text and None;
             # floats, as nearly always, need not be made a second time.
             picked = plan.pick(row)
-            values = dict(zip(plan.signals, picked if _FLOAT.issuperset(map(type, picked)) else array("d", picked)))  # noqa: B905 a keyword costs as much as five signals
+            values = plan.blank.copy()  # its keys have their places: a dict that grows key by key is made anew three times
+            values.update(zip(plan.signals, picked if countOf(map(type, picked), float) == len(picked) else array("d", picked)))  # noqa: B905 a keyword costs as much as five signals
         except Exception:
             values = self._coerce(plan, row)
         if plan.factors:
@@ -334,6 +335,7 @@ def _plan(chosen: Mapping[str, tuple[int, str, float]], phase: Literal["train", 
         pick=pick,
         raws=raws,
         signals=signals,
+        blank=dict.fromkeys(signals, math.nan),
         factors=tuple((signal, factor) for signal, (_, _, factor) in chosen.items() if factor != 1.0),
         phase=phase,
         has_terminated="completion.terminated_length_mean" in signals,

@@ -7,6 +7,7 @@ checked where it can occur, and terms of ``and``/``or`` come cheapest first, whi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import CodeType
@@ -31,6 +32,8 @@ from trainvitals.rulelang.kleene import (
 
 _TOTAL = frozenset({"abs", "min", "max", "floor", "ceil", "round", "clamp"})
 """Functions that give a finite number for all finite numbers: called without a guard."""
+_FROM = {"log": "0.0 <", "sqrt": "0.0 <="}
+"""Functions that give a finite number for all finite numbers from here on, and none for the others."""
 
 
 def generate(node: Bound) -> Callable[[], Value]:
@@ -55,6 +58,8 @@ def _function(node: Bound, argument: str | None) -> Callable[..., Any]:
     names = ", ".join([*(["xs"] if each else []), *(f"{name}={name}" for name in writer.slots)])
     if not each:
         body = [*writer.lines, f"    return {atom}"]
+    elif len(writer.lines) == 1 and (formula := writer.lines[0].strip().removeprefix(f"{atom} = ")) != writer.lines[0].strip():
+        body = [f"    return [{formula} for x in xs]"]
     else:
         body = ["    out = []", "    add = out.append", "    for x in xs:", *writer.lines, f"        add({atom})", "    return out"]
     namespace: dict[str, Any] = dict(writer.slots)
@@ -142,6 +147,11 @@ class _Writer:
                 if name in _TOTAL:
                     return self.assign(depth, f"{self.slot(MATH[name])}({', '.join(atoms)})", [atom for atom, unknown in found if unknown])
                 result = self.temporary()
+                if name in _FROM:
+                    (atom, unknown), = found
+                    known = f"{atom} is not None and " if unknown else ""
+                    self.line(depth, f"{result} = {self.slot(MATH[name])}({atom}) if {known}{_FROM[name]} {atom} < {self.slot(math.inf)} else None")
+                    return result, True
                 self.line(depth, f"{result} = {self.slot(apply_math)}({', '.join([self.slot(name, ('text', name)), *atoms])})")
                 return result, True
 

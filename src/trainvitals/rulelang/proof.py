@@ -3,7 +3,8 @@
 Most looks at a calm rule (`pace`) find what the last one found: half of the length is nowhere near the length of today. So a
 condition that was false is looked at once more by interval arithmetic: each newest value, median, mean or extreme lies within
 the hull of its series (`windows_series`), whatever the next samples are, as long as they lie in it too. When the condition is
-false for all such values, computing it tells nothing. A proof rests on *grounds*, which cost two comparisons a series to see:
+false for all such values, computing it tells nothing. A proof rests on *grounds*, at which it looks again
+after something moved (`windows_series.Clock`), for two comparisons a series:
 
 * its series stay within the hull of the proof, and
 * they go on with one sample an update, so that windows that were ready stay ready, and no value is unknown or stale.
@@ -17,8 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from trainvitals.rulelang.folding import junction_of
 from trainvitals.rulelang.functions import apply_math
-from trainvitals.rulelang.kleene import Arithmetic, Bound, Choice, Comparison, Const, Inverse, Junction, Math, Negative, Read
+from trainvitals.rulelang.generate import generate
+from trainvitals.rulelang.kleene import Arithmetic, Bound, Choice, Comparison, Const, Inverse, Junction, Math, Negative, Read, Value
 from trainvitals.rulelang.ranges import Type, compared
 from trainvitals.rulelang.windows_series import Clock, Series
 
@@ -37,37 +40,56 @@ YES, NO, EITHER = (1.0, 1.0), (0.0, 0.0), (0.0, 1.0)
 
 
 class Proof:
-    """That a condition is false, and what that rests on."""
+    """That a condition is false, and what that rests on.
 
-    __slots__ = ("_clock", "_grounds")
+    Attributes:
+        rest: Computes what of the condition is not proved, and is all that it can still be; None when nothing is left.
+        seen: Where `clock.moved` stood when it was last seen to hold: as long as that is so, it holds, and need not be asked.
+        clock: Of its series.
+    """
 
-    def __init__(self, clock: Clock, grounds: list[tuple[Series, int, int, float, float]]) -> None:
-        self._clock = clock
+    __slots__ = ("_grounds", "clock", "rest", "seen")
+
+    def __init__(self, clock: Clock, grounds: list[tuple[Series, int, int, float, float]], rest: Callable[[], Value] | None = None) -> None:
+        self.clock = clock
         self._grounds = grounds
+        self.seen = -1
+        self.rest = rest
 
     def holds(self) -> bool:
-        """Whether the condition must be false now. Once it does not hold, another proof is needed."""
-        step = self._clock.step
+        """Whether what was proved must be false now. Once it does not hold, another proof is needed."""
+        if self.clock.moved == self.seen:
+            return True
+        step = self.clock.step
         for series, lag, uneven, low, high in self._grounds:
             if series.dropped + len(series.xs) - step != lag or series.uneven != uneven:
                 return False
             hull = series.hull
             if hull[0] < low or hull[1] > high:
                 return False
+            series.relied = True
+        self.seen = self.clock.moved
         return True
 
 
 def prove(tree: Bound, clock: Clock) -> Proof | None:
-    """A proof that a condition is false; None when there is none, for it may well be false all the same."""
+    """A proof that a condition, or some of what it joins by ``or``, is false; None when there is none, for it may well be false all the same."""
     if clock.origin is None or clock.step - clock.origin < STEADY:
         return None
-    proof = None
+    terms = tree.terms if isinstance(tree, Junction) and tree.op == "or" else (tree,)
+    chosen: tuple[float, set[Series], list[Bound]] | None = None
     for room in ROOMS:  # the least first: what it does not prove, more room does not either, and most attempts fail
-        used = _Prover(room, clock).never(tree)
-        if used is None:
+        prover = _Prover(room, clock)
+        found = [(term, prover.never(term)) for term in terms]
+        left = [term for term, used in found if used is None]
+        if len(left) == len(terms) or (chosen is not None and len(left) > len(chosen[2])):
             break
-        proof = Proof(clock, [(series, series.total - clock.step, series.uneven, *series.bounds(room)[:2]) for series in used])
-    return proof
+        chosen = (room, {series for _, used in found if used is not None for series in used}, left)
+    if chosen is None:
+        return None
+    room, used, left = chosen
+    grounds = [(series, series.total - clock.step, series.uneven, *series.bounds(room)[:2]) for series in used]
+    return Proof(clock, grounds, generate(junction_of("or", left)) if left else None)
 
 
 class _Prover:

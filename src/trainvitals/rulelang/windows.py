@@ -7,6 +7,7 @@ series. Memory is bounded: a series keeps what its longest window spans.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from trainvitals.events import SignalSpec, split_label
@@ -51,7 +52,8 @@ class Store:
         self.boundaries: dict[str, tuple[int, float | None]] = {}
         self.late = 0
         self._series: dict[str, Series] = {}
-        self._feeds: list[tuple[str, Series, Callable[[float], None], Callable[[float], None]]] = []  # of each, what ingest needs
+        self._feeds: list[tuple[Series, Callable[[float], None], Callable[[float], None]]] = []  # of each series, what ingest needs
+        self._pick: Callable[[Mapping[str, float]], Sequence[float | None]] = lambda values: ()
         self._own: dict[str, Series] = {}
         self._derived: dict[str, Derived] = {}
         self._elementwise: dict[str, Elementwise] = {}
@@ -85,22 +87,30 @@ class Store:
             self._ingest_late(frame)
             return
         again = step == clock.step
+        if step != clock.step + 1:
+            clock.moved += 1
         clock.step = step
         if clock.origin is None:
             clock.origin = step - 1
-        get = frame.values.get
-        for key, series, add, mark in self._feeds:
-            value = get(key)
+        values = frame.values
+        try:
+            found = self._pick(values)  # at once, where none lacks
+        except KeyError:
+            found = [values.get(key) for key in self._series]
+        for value, (series, add, mark) in zip(found, self._feeds):  # noqa: B905 a keyword costs as much as five signals
             if value is None:
-                continue
-            if series.usual_low <= value <= series.usual_high:
+                if series.relied:
+                    series.relied = False
+                    clock.moved += 1
+            elif series.usual_low <= value <= series.usual_high:
                 add(value)
                 mark(step)
             elif value - value == 0.0:
                 add(value)
                 mark(step)
-                series.stretch(value, value)
-                if not series.low <= value <= series.high:
+                series.stretch(value)
+                low, high = series.band()
+                if not low <= value <= high:
                     self.news.append(series)
             else:
                 series.spoil(step)
@@ -134,7 +144,9 @@ class Store:
         clock = self.clock
         if time is not None:
             clock.time = time
-        clock.step = max(clock.step, step)
+        if step > clock.step:  # an update without a frame
+            clock.step = step
+            clock.moved += 1
         clock.closed = step
         if clock.origin is None:
             clock.origin = step - 1
@@ -166,7 +178,8 @@ class Store:
         if found is None:
             spec = self.catalogue.get(split_label(key)[0])
             found = self._series[key] = Series(key, self.clock, spec.cadence if spec else "update")
-            self._feeds.append((key, found, found.add, found.mark))
+            self._feeds.append((found, found.add, found.mark))
+            self._pick = itemgetter(*self._series, key)  # the last one twice, so that one alone comes as a sequence too
             if key in self._saved["series"]:
                 found.load_state_dict(self._saved["series"].pop(key))
         return found

@@ -238,8 +238,11 @@ class Elementwise:
             return
         self.lo = end
         values = self._each(source.xs[begin:end])
-        if series.times is None and series.tokens is None and not source.uneven and None not in values:
-            numbers = [*map(float, values)]  # type: ignore[arg-type]
+        if series.times is None and series.tokens is None and not source.uneven:
+            try:
+                numbers = [*map(float, values)]  # type: ignore[arg-type]
+            except TypeError:  # some are unknown
+                numbers = [math.nan]
             if math.isfinite(sum(numbers)):  # all at once, as nearly always
                 series.xs += numbers
                 series.steps += steps[begin:end]

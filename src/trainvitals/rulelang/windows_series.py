@@ -24,16 +24,21 @@ MARGIN = 0.75
 """The range is widened by this much of itself on each side. White Gaussian noise then leaves the band about once in 36,000
 samples (simulated: tests/rulelang/test_windows.py); a series that drifts evenly does not leave it before the next review; a
 jump, a spike or the first value that is not finite does so at once."""
-USUAL = 0.25
-"""The same for a narrower range: what leaves it (one sample in some hundreds) is looked at one by one, and stretches the hull."""
+GROWTH = 1 / 16
+"""The hull grows by this much of itself beyond the sample that it must hold, so that a series which only ever rises does not stretch it at every sample."""
 _KNOWN = 8
 """Samples that a series must have before it has a band: before that every sample is news."""
+_FEW = BAND // 2
+"""The newest so many have a narrower band, which lies in the band of all `BAND`: what is in the one need not be compared with the other."""
 
 
 class Clock:
-    """Where the run is: the step, the time and the tokens of the latest frame, and the last update that was closed."""
+    """Where the run is: the step, the time and the tokens of the latest frame, and the last update that was closed.
 
-    __slots__ = ("closed", "every", "origin", "step", "time", "tokens")
+    `moved` counts what may end a proof: a hull that grew, a sample too many, one that lacks in a series on which a proof rests (`Series.relied`).
+    """
+
+    __slots__ = ("closed", "every", "moved", "origin", "step", "time", "tokens")
 
     def __init__(self) -> None:
         self.step = 0
@@ -42,6 +47,7 @@ class Clock:
         self.time: float | None = None
         self.tokens: float | None = None
         self.every: float = 1.0
+        self.moved = 0
 
 
 class Bounds(NamedTuple):
@@ -82,15 +88,14 @@ class Series:
     Attributes:
         xs: Values. The list object never changes, so that windows may hold it.
         steps: Step of each value.
-        low: Lower end of the band (`BAND`); above `high` while there is none.
-        high: Upper end of the band.
-        usual_low: Lower end of the narrower range (`USUAL`), and `usual_high` the upper one.
-        hull: Ends between which every sample kept and the usual range lie; the lower one above the upper one while there is neither.
+        usual_low: Lower end of a range that lies in the band and in the hull: a sample in there is nothing new. `usual_high` is the upper one.
+        hull: Ends between which every sample kept lies; the lower one above the upper one while there is none.
         uneven: Samples that did not come once an update, in order: a second one of an update, a late one.
+        relied: A proof may rest on it that it brings a sample at every update.
         dropped: Samples seen before ``xs[0]``.
     """
 
-    __slots__ = ("_cadences", "_horizon", "_horizon_until", "_observed", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "high", "hull", "key", "low", "mark", "nonfinite", "steps", "times", "tokens", "uneven", "usual_high", "usual_low", "windows", "xs")
+    __slots__ = ("_cadences", "_due", "_few", "_few_at", "_high", "_horizon", "_horizon_until", "_low", "_observed", "add", "bad_at", "bad_steps", "cadence_kind", "clock", "dropped", "first", "hull", "key", "mark", "nonfinite", "relied", "steps", "times", "tokens", "uneven", "usual_high", "usual_low", "windows", "xs")
 
     def __init__(self, key: str, clock: Clock, cadence_kind: str = "update") -> None:
         self.key = key
@@ -104,9 +109,12 @@ class Series:
         self._cadences: dict[str, tuple[int, float | None]] = {}  # windows of one series ask for the same moment
         self._observed: dict[str, tuple[int, float | None]] = {}
         self.dropped = 0
-        self.low, self.high = math.inf, -math.inf
+        self._low, self._high = math.inf, -math.inf
+        self._due = self._few_at = 0
+        self._few = (math.inf, -math.inf)
         self.usual_low, self.usual_high = self.hull = (math.inf, -math.inf)
         self.uneven = 0
+        self.relied = False
         self.nonfinite = 0
         self.bad_at = -1
         self.bad_steps: list[int] = []
@@ -143,24 +151,48 @@ class Series:
                 axis.append(last if now is None else max(last, now))
 
     def review_band(self) -> None:
-        """Set the band by the newest `BAND` samples; the store calls it every `BAND / 2` updates."""
-        xs = self.xs
-        if len(xs) < _KNOWN or self.low == self.high == xs[-1]:
-            return
-        recent = xs[-BAND:]
-        low, high = min(recent), max(recent)
-        width = high - low
-        self.low, self.high = low - MARGIN * width, high + MARGIN * width
-        low, high = self.usual_low, self.usual_high = low - USUAL * width, high + USUAL * width
-        hull = self.hull
-        if low < hull[0] or high > hull[1]:
-            self.stretch(low, high)
+        """Set the band by the newest `BAND` samples; the store calls it every `BAND / 2` updates.
 
-    def stretch(self, low: float, high: float) -> None:
-        """Make the hull hold these two."""
-        hull = self.hull
-        if low < hull[0] or high > hull[1]:
-            self.hull = (min(low, hull[0]), max(high, hull[1]))
+        It is computed when a sample comes that the band of a few of them does not hold, for which most samples never ask.
+        """
+        xs = self.xs
+        total = self.dropped + len(xs)
+        if self._due and total - self._few_at <= BAND - _FEW:
+            self._due = total  # those few are still among the newest
+            return
+        if len(xs) < _KNOWN or (not self._due and self._low == self._high == xs[-1]):
+            return
+        self._due = self._few_at = total
+        self._few = low, high = _band(xs[-_FEW:])
+        if low == high:  # a constant series has its band at once: it is not reviewed while it stays constant
+            self.band()
+        self._settle()
+
+    def band(self) -> tuple[float, float]:
+        """Ends of the band (`BAND`) as of the last review; the lower one above the upper one while there is none."""
+        if self._due:
+            end = self._due - self.dropped
+            self._low, self._high = _band(self.xs[max(0, end - BAND) : end])
+            self._due = 0
+            self._settle()
+        return self._low, self._high
+
+    def _settle(self) -> None:
+        """Band or hull changed: see what they have in common."""
+        low, high = self._few if self._due else (self._low, self._high)
+        least, most = self.hull
+        self.usual_low = low if low > least else least  # min and max would cost as much as the rest of a review
+        self.usual_high = high if high < most else most
+
+    def stretch(self, value: float) -> None:
+        """Make the hull hold this sample, and a little beyond."""
+        low, high = self.hull
+        if low <= value <= high:
+            return
+        self.clock.moved += 1
+        beyond = GROWTH * (max(value, high) - min(value, low))
+        self.hull = (value - beyond if value < low else low, value + beyond if value > high else high)
+        self._settle()
 
     def bounds(self, room: float) -> Bounds:
         """The hull, widened by `room` times its width on each side: where the newest value lies."""
@@ -171,6 +203,7 @@ class Series:
     def spoil(self, step: int) -> None:
         """Count a sample that is not finite; it enters no window."""
         self.nonfinite += 1
+        self.clock.moved += 1
         self.bad_at = self.dropped + len(self.xs)
         self.bad_steps.append(step)
         if len(self.bad_steps) > 100_000:
@@ -267,8 +300,10 @@ class Series:
             window.advance()
         self._cadences.clear()
         self._observed.clear()
+        self.band()
         self.uneven += 1
-        self.stretch(value, value)
+        self.clock.moved += 1
+        self.stretch(value)
         self.xs.insert(at, value)
         self.steps.insert(at, step)
         for axis in (self.times, self.tokens):
@@ -284,12 +319,15 @@ class Series:
         count = min([len(self.xs) - KEEP, *(window.lo for window in self.windows)])
         if count <= 0:
             return
+        if self._due - BAND < self.dropped + count:
+            self.band()  # while what it needs is there
         self._note_first()
         for axis in (self.xs, self.steps, self.times, self.tokens):
             if axis is not None:
                 del axis[:count]
         self.dropped += count
-        self.hull = (min(self.usual_low, min(self.xs)), max(self.usual_high, max(self.xs)))
+        self.hull = (min(self.xs), max(self.xs))
+        self._settle()
         for window in self.windows:
             window.shift(count)
 
@@ -308,10 +346,11 @@ class Series:
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state; call `Store.state_dict`, which brings all windows up to date first."""
         self._note_first()
+        low, high = self.band()
         return {
             "xs": list(self.xs), "steps": list(self.steps), "times": self.times and list(self.times), "tokens": self.tokens and list(self.tokens),
             "first": dict(self.first), "dropped": self.dropped, "nonfinite": self.nonfinite, "bad_at": self.bad_at, "bad_steps": list(self.bad_steps),
-            "band": [self.low, self.high] if self.low <= self.high else None,
+            "band": [low, high] if low <= high else None,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -329,9 +368,18 @@ class Series:
         self.first = dict(state["first"])
         self.dropped, self.nonfinite, self.bad_at = state["dropped"], state["nonfinite"], state["bad_at"]
         self.bad_steps = list(state["bad_steps"])
-        self.low, self.high = state["band"] or (math.inf, -math.inf)
-        self.usual_low, self.usual_high = math.inf, -math.inf
+        self._low, self._high = state["band"] or (math.inf, -math.inf)
+        self._due = 0
         self.hull = (min(self.xs, default=math.inf), max(self.xs, default=-math.inf))
+        self._settle()
+        self.clock.moved += 1
         self._cadences.clear()
         self._observed.clear()
         self._horizon_until = 0
+
+
+def _band(recent: list[float]) -> tuple[float, float]:
+    """The range of some samples, widened by `MARGIN` of itself on each side."""
+    low, high = min(recent), max(recent)
+    width = high - low
+    return low - MARGIN * width, high + MARGIN * width
