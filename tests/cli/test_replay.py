@@ -38,6 +38,7 @@ def test_all_of_it_and_a_part_of_it(tmp_path: Path) -> None:
     assert whole.start.config["beta"] == 0.1
     assert whole.verdict is not None
     assert whole.verdict.final
+    assert replay("r", read(path), RuleSet(), {}, "gold").start.trainer == "gkd", "a trainer that is named goes by its kin too"
     part = replay("r", read(path), RuleSet(), {}, None, until=20)
     assert (part.last_step, part.last_values["reward.mean"][0]) == (20, 20)
     assert part.monitor.coverage is None

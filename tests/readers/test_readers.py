@@ -53,6 +53,14 @@ def test_jsonl_steps_interval_and_torn_lines(tmp_path: Path) -> None:
     assert "reward.mean" not in items[0].emits
 
 
+@pytest.mark.parametrize(("mark", "trainer"), [("matched_loss", "gkd"), ("iw_opd/ess", "gkd"), ("ssd/active_sample_ratio", "sdft")])
+def test_a_log_is_judged_by_the_name_that_a_live_run_has(tmp_path: Path, mark: str, trainer: str) -> None:
+    start = read(write(tmp_path, "run.jsonl", lines(*({"step": step, **ROW, mark: 0.5} for step in range(1, 6))))).items
+    first = next(iter(start))
+    assert isinstance(first, RunStart)
+    assert first.trainer == trainer
+
+
 def test_null_after_numbers_is_not_finite_and_before_is_absent(tmp_path: Path) -> None:
     text = lines(
         {"step": 1, "loss": 1.0, "kl": None, "reward": 1, "reward_std": 0.1},
