@@ -102,8 +102,8 @@ def test_a_student_that_runs_away_from_the_model_it_was(tmp_path, observe):
 
 
 def test_a_live_teacher_that_follows_into_a_loop(tmp_path, observe):
-    patient = observe(made("sdft", tmp_path, teacher_model_kind="live", learning_rate=100 * SELF["learning_rate"], max_steps=70))
-    assert patient.loud["teacher-follows-student"] <= 65
+    patient = observe(made("sdft", tmp_path, student=build.speaker("loops"), teacher_model_kind="live", max_steps=70))
+    assert 10 <= patient.loud["teacher-follows-student"] <= 65
     assert patient.monitor.verdict.state == "collapsed"
     assert "let the teacher follow more slowly" in line(patient, "teacher-follows-student")
 

@@ -28,7 +28,7 @@ _MADE: dict[str, Any] = {}
 
 def speaker(name: str) -> Any:
     """A copy of a small model that was taught to answer: ``plain`` random letters, ``vowels`` mostly vowels, ``both`` vowels on a
-    `HINT`, ``brief`` one or two letters on a `HINT`.
+    `HINT`, ``brief`` one or two letters on a `HINT`, ``loops`` one letter over and over on a `HINT`.
 
     All start from the same weights, so a student is near enough to its teacher to learn in a few dozen steps.
     """
@@ -36,21 +36,24 @@ def speaker(name: str) -> Any:
         vocabulary = tiny.tokenizer()
         model = tiny.model(vocabulary)
         if name in {"both", "brief"}:
-            _teach(model, vocabulary, {"": _ALPHABET, f" {HINT}": _VOWELS}, steps=160, brief=name == "brief")
+            _teach(model, vocabulary, {"": _ALPHABET, f" {HINT}": _VOWELS}, steps=160, lengths=(1, 2) if name == "brief" else (3, 9))
+        elif name == "loops":
+            _teach(model, vocabulary, {"": _ALPHABET, f" {HINT}": "a"}, steps=160, lengths=(8, 14))
         else:
             _teach(model, vocabulary, {"": _VOWELS if name == "vowels" else _ALPHABET}, steps=120)
         _MADE[name] = model
     return copy.deepcopy(_MADE[name])
 
 
-def _teach(model: Any, vocabulary: Any, answers: dict[str, str], *, steps: int, brief: bool = False) -> None:
+def _teach(model: Any, vocabulary: Any, answers: dict[str, str], *, steps: int, lengths: tuple[int, int] = (3, 9)) -> None:
+    """Train on random answers of these letters; `lengths` are those of answers to a prompt with a suffix."""
     random = Random(0)
     rows = []
     for suffix, letters in answers.items():
         ids = vocabulary.convert_tokens_to_ids(list(letters))
         for text in tiny.questions():
             start = vocabulary.apply_chat_template([{"role": "user", "content": text + suffix}], add_generation_prompt=True, tokenize=False)
-            rows.append((vocabulary(start)["input_ids"], ids, (1, 2) if brief and suffix else (3, 9)))
+            rows.append((vocabulary(start)["input_ids"], ids, lengths if suffix else (3, 9)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     model.train()
     for _ in range(steps):
