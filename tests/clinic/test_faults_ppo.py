@@ -47,7 +47,7 @@ def test_ppo_with_a_critic_whose_learning_rate_jumps(tmp_path, observe):
     def optimizer(policy: Any, critic: Any) -> Any:
         rate = HEALTHY["learning_rate"]
         made = torch.optim.AdamW([{"params": policy.parameters(), "lr": rate}, {"params": critic.parameters(), "lr": rate}])
-        jump = [lambda step: 1.0, lambda step: 1.0 if step < ONSET else 1000.0]
+        jump = [lambda step: 1.0, lambda step: 1.0 if step < ONSET else 3000.0]  # at a thousand one seed in four learns again, which one hangs on the processor
         return made, torch.optim.lr_scheduler.LambdaLR(made, jump)
 
     patient = observe(build_sampling.ppo(str(tmp_path), **{**HEALTHY, "updates": 38}, optimizer=optimizer))
