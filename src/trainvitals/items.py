@@ -14,6 +14,10 @@ from typing import Any, Literal
 
 from trainvitals.events import CATALOGUE, FAMILIES, Event, labelled, split_label
 
+KIN = {"gold": "gkd", "iw_opd": "gkd", "ssd": "sdft", "async_distillation": "distillation"}
+"""Trainers whose numbers mean what those of another one do, which is the name that rules know them by: live
+(`integrations.facts`) and on logs alike. The name table still tells them apart."""
+
 
 @dataclass(slots=True)
 class Frame:

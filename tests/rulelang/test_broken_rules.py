@@ -97,6 +97,7 @@ BROKEN: list[tuple[str, str, str, int, int]] = [
     ("let uses a later one", changed(9, "  spread: later + 1\n  later: mean(reward.group_std_mean, updates=20)"), "E107", 9, 11),
     ("unknown label", changed(3, "title: A\nfor_each: ranks"), "E111", 4, 11),
     ("unknown trainer", changed(3, "title: A\napplies_to: {trainers: [gpro]}"), "E112", 4, 25),
+    ("trainer that runs under its kin", changed(3, "title: A\napplies_to: {trainers: [gold]}"), "E112", 4, 25),
     ("where reads a signal", changed(3, "title: A\napplies_to: {where: reward.mean > 1}"), "E352", 4, 21),
     ("template: bad format", changed(12, 'message: "Spread is {spread:.2q}."'), "E441", 12, 29),
     ("template: never closed", changed(12, 'message: "Spread is {spread"'), "E440", 12, 21),

@@ -90,9 +90,7 @@ class Shift:
                 self._extend(xs[begin : begin + _BLOCK])
             return
         ordered, newest, window, upwards = self._sorted, self._newest, self.window, self.side > 0
-        linear, power = self._logs
-        stakes = _stakes(window)
-        judged = False
+        stakes, gains = _stakes(window), []
         for x in xs:
             if x - x != 0.0:
                 self.nonfinite += 1
@@ -107,21 +105,13 @@ class Shift:
                 if size:
                     upto = bisect_right(ordered, x, below) if below < size and ordered[below] == x else below
                     place = (size - upto if upwards else below) * 2 + upto - below
-                    gained_linear, gained_power = stakes[place] if size == window else _stake(place, size)
-                    linear = gained_linear if linear < 0.0 else linear + gained_linear
-                    power = gained_power if power < 0.0 else power + gained_power
-                    if linear > _CAP:
-                        linear = _CAP
-                    if power > _CAP:
-                        power = _CAP
-                    judged = True
+                    gains.append(stakes[place] if size == window else _stake(place, size))
                 newest.append(x)
                 ordered.insert(below, x)
                 if size == window:
                     del ordered[bisect_left(ordered, newest.pop(0))]
-        if judged:
-            self._logs = [linear, power]
-            self._reckon()
+        if gains:
+            self._bet(gains)
 
     def _extend(self, xs: list[float]) -> None:
         """`extend` by many finite samples of which each is judged, against a past that is full: all are ranked at once."""
@@ -129,10 +119,15 @@ class Shift:
         before, now = sliding_window_view(told[:-1], self.window).T, told[self.window :]  # a column for each sample
         beyond, equal = before > now if self.side > 0 else before < now, before == now
         places = (2 * beyond.view(np.int8).sum(axis=0, dtype=np.int32) + equal.view(np.int8).sum(axis=0, dtype=np.int32)).tolist()
-        linear, power = self._logs
+        self._newest[:] = (self._newest + xs)[-self.window :]
+        self._sorted[:] = sorted(self._newest)
         stakes = _stakes(self.window)
-        for place in places:
-            gained_linear, gained_power = stakes[place]
+        self._bet([stakes[place] for place in places])
+
+    def _bet(self, gains: list[tuple[float, float]]) -> None:
+        """What both bets gained from one sample after the other, and the evidence after the last."""
+        linear, power = self._logs
+        for gained_linear, gained_power in gains:
             linear = gained_linear if linear < 0.0 else linear + gained_linear
             power = gained_power if power < 0.0 else power + gained_power
             if linear > _CAP:
@@ -140,13 +135,6 @@ class Shift:
             if power > _CAP:
                 power = _CAP
         self._logs = [linear, power]
-        self._newest[:] = (self._newest + xs)[-self.window :]
-        self._sorted[:] = sorted(self._newest)
-        self._reckon()
-
-    def _reckon(self) -> None:
-        """The evidence, from both bets."""
-        linear, power = self._logs
         self.evidence = (max(linear, power) + math.log((1.0 + math.exp(-abs(linear - power))) / 2.0)) / math.log(10.0)
 
     def _learn(self, x: float) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from trainvitals.items import KIN
 from trainvitals.names.config import config_signals, planned_steps, safe_config
-from trainvitals.names.detect import KIN, detect
+from trainvitals.names.detect import detect
 from trainvitals.names.entry import Entry
 from trainvitals.names.mapper import BOOKKEEPING, FRAMEWORKS, STEP_KEYS, TIME_KEYS, Mapper, is_summary, leftover, number
 

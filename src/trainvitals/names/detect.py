@@ -8,10 +8,6 @@ _BASE = frozenset(
     {"loss", "grad_norm", "learning_rate", "epoch", "train_runtime", "train_loss", "train_samples_per_second", "total_flos"}
 )
 
-KIN = {"gold": "gkd", "iw_opd": "gkd", "ssd": "sdft", "async_distillation": "distillation"}
-"""Trainers whose numbers mean what those of another one do, which is the name that rules know them by: live
-(`integrations.facts`) and on logs alike. The name table still tells them apart."""
-
 
 def _trl(keys: set[str], roots: set[str]) -> str | None:
     """TRL trainer, most specific mark first."""

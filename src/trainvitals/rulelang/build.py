@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from trainvitals.events import SignalSpec
+from trainvitals.items import KIN
 from trainvitals.rulelang import model
 from trainvitals.rulelang.errors import Problem, nearest
 from trainvitals.rulelang.expr import Expr
@@ -174,7 +175,8 @@ class _Builder:
             )
         for name in names:
             if name.text not in model.TRAINERS:
-                hint = nearest(name.text, model.TRAINERS) or f"known: {', '.join(model.TRAINERS)}"
+                kin = f"runs of {name.text} go by the name of their kin: write {KIN[name.text]}" if name.text in KIN else None
+                hint = kin or nearest(name.text, model.TRAINERS) or f"known: {', '.join(model.TRAINERS)}"
                 inner.fail(name, "E112", f"unknown trainer {name.text!r}", hint)
         where = self.expression(inner, "where", "bool")
         if where is not None and (where.signals or where.rules):

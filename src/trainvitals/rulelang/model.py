@@ -26,7 +26,7 @@ TRAINERS: tuple[str, ...] = (
     "grpo", "rloo", "ppo", "async_grpo", "online_dpo", "dpo", "kto", "orpo", "cpo", "reward", "sft", "gkd", "distillation",
     "sdft", "sdpo", "prm", "nash_md", "xpo", "bco", "tpo", "a2po", "verl", "transformers", "unknown",
 )  # fmt: skip
-"""Values of `RunStart.trainer` that `applies_to.trainers` may name. GOLD, IW-OPD, SSD and async distillation go by the name of their kin (`names.detect.KIN`)."""
+"""Values of `RunStart.trainer` that `applies_to.trainers` may name. GOLD, IW-OPD, SSD and async distillation go by the name of their kin (`items.KIN`)."""
 
 
 @dataclass(frozen=True, slots=True)
