@@ -73,7 +73,7 @@ def test_expectations_that_hold(tmp_path: Path) -> None:
       - {until: 10, state: ok}
       - {at: 11, state: pending}
       - {fires_between: [12, 12], severity: warning, times: 1, message_has: "KL is 2"}
-      - {at: 15, state: firing, suggests: {learning_rate: {from: 1.0e-6, to: 5.0e-7, apply: live, also: {}}}, advice_has: Lower}
+      - {at: 15, state: firing, suggests: {learning_rate: {from: 1.0e-6, to: 5.0e-7, apply: live, also: {}}, beta: false}, advice_has: Lower}
       - {at: 15, verdict: steady, data: ok}
       - {resolves_between: [22, 23]}
   - name: silent
@@ -101,10 +101,11 @@ def test_expectations_that_do_not_hold_say_what_was_there(tmp_path: Path) -> Non
       - {times: 2}
       - {at: 15, state: ok, severity: error, message_has: nonsense}
       - {at: 15, suggests: {beta: {to: 1.0}, learning_rate: {to: 1.0, also: {beta: 2.0}}}}
+      - {at: 15, suggests: {learning_rate: false}}
 """)  # fmt: skip
     assert not passed
     text = "\n".join(failures)
-    for part in ("it was at step 12", "firing at step 12", "steps [12]", "but it was firing", "it was warning", "nonsense", "suggests beta", "it is 5e-07", "also {'beta': 2.0}, but it is {}"):
+    for part in ("it was at step 12", "firing at step 12", "steps [12]", "but it was firing", "it was warning", "nonsense", "suggests beta", "it is 5e-07", "also {'beta': 2.0}, but it is {}", "does not suggest learning_rate, but it suggests 5e-07"):
         assert part in text, part
 
 

@@ -345,13 +345,16 @@ def _details(one: Expectation, seen: Capture, records: Sequence[Finding], spoken
     return failures + ([] if one.suggests is None else _suggested(one.suggests, finding))
 
 
-def _suggested(wanted: Mapping[str, Mapping[str, Any]], finding: Finding) -> list[str]:
-    """What differs from the suggestions wanted; an empty mapping wants none."""
+def _suggested(wanted: Mapping[str, Mapping[str, Any] | None], finding: Finding) -> list[str]:
+    """What differs from the suggestions wanted; None wants that a parameter is left alone, an empty mapping that all are."""
     failures = []
     if not wanted and (found := [action.parameter for action in finding.actions if action.parameter]):
         failures.append(f"suggests nothing, but it suggests {found}")
     for parameter, ends in wanted.items():
         action = next((action for action in finding.actions if action.parameter == parameter), None)
+        if ends is None:
+            failures += [f"does not suggest {parameter}, but it suggests {action.to}"] if action else []
+            continue
         if action is None:
             failures.append(f"suggests {parameter}, but it suggests {[one.parameter for one in finding.actions if one.parameter]}")
             continue

@@ -72,7 +72,7 @@ class Expectation:
     severity: str | None = None
     message_has: str | None = None
     advice_has: str | None = None
-    suggests: Mapping[str, Mapping[str, Any]] | None = None
+    suggests: Mapping[str, Mapping[str, Any] | None] | None = None
     verdict: str | None = None
     instance: str | None = None
     suppressed_by: str | None = None
@@ -318,15 +318,19 @@ def _between(fields: Fields, key: str) -> tuple[int, int] | None:
     return int(ends[0]), int(ends[1])
 
 
-def _suggests(fields: Fields) -> Mapping[str, Mapping[str, Any]] | None:
+def _suggests(fields: Fields) -> Mapping[str, Mapping[str, Any] | None] | None:
     inner = fields.names("suggests")
     if inner is None:
         return None
-    found: dict[str, Mapping[str, Any]] = {}
-    for parameter in inner.node.values:
+    found: dict[str, Mapping[str, Any] | None] = {}
+    for parameter, node in inner.node.values.items():
+        if isinstance(node, Scalar) and node.value is False:
+            found[parameter] = None
+            continue
         ends = inner.inner(parameter, ("from", "to", "apply", "also"))
-        found[parameter] = {key: _plain(ends.get(key)) for key in ("from", "to", "apply") if key in ends} if ends else {}
+        wanted: dict[str, Any] = {key: _plain(ends.get(key)) for key in ("from", "to", "apply") if key in ends} if ends else {}
         also = ends.names("also") if ends else None
         if also is not None:
-            found[parameter] = {**found[parameter], "also": {name: _plain(also.get(name)) for name in also.node.values}}
+            wanted["also"] = {name: _plain(also.get(name)) for name in also.node.values}
+        found[parameter] = wanted
     return found

@@ -189,7 +189,7 @@ def _expectation() -> Schema:
             "fires_between": between, "resolves_between": between, "times": _STEP, "state": _text("State of the rule."),
             "severity": {"enum": list(model.SEVERITY_WORDS)}, "data": {"enum": ["ok", "degraded", "stale"]},
             "message_has": _text("Part of the message."), "advice_has": _text("Part of the advice."),
-            "suggests": {"type": "object", "description": "Parameter to {from, to}.", "additionalProperties": {"type": ["object", "string", "number", "boolean"]}},
+            "suggests": {"type": "object", "description": "Parameter to {from, to, apply, also}, or to false where it must not be suggested; {} for no suggestion at all.", "additionalProperties": {"type": ["object", "string", "number", "boolean"]}},
             "verdict": {"enum": list(model.VERDICT_STATES)}, "instance": _text("Label value."), "suppressed_by": _text("Id of the cause."),
         }
     )  # fmt: skip
