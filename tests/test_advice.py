@@ -13,6 +13,7 @@ from trainvitals.advice import PARAMETERS, Context, advise, bounded, how_to_appl
 from trainvitals.findings import Action
 from trainvitals.rulelang.errors import Where
 from trainvitals.rulelang.expr import Expr, Flag, Num
+from trainvitals.rulelang.loader import load_rules
 from trainvitals.rulelang.model import Also, Suggest
 
 
@@ -151,3 +152,11 @@ def test_the_table_is_consistent() -> None:
         assert (parameter.low is None) == (parameter.high is None) == (parameter.kind in {"bool", "string"}), name
         if parameter.low is not None and parameter.high is not None:
             assert parameter.low < parameter.high, name
+
+
+def test_every_parameter_that_a_rule_suggests_is_known() -> None:
+    """What is not in the table has no type: 32.0 was suggested for a number of tasks."""
+    rules = load_rules().rules
+    suggested = {change.set for rule in rules for part in rule.suggest for change in (part, *part.also) if change.set}
+    assert len(suggested) > 40
+    assert suggested - set(PARAMETERS) == set()

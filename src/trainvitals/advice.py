@@ -49,7 +49,7 @@ def _int(low: int, high: int, scale: Literal["linear", "log"] = "linear", object
 
 PARAMETERS: Mapping[str, Parameter] = {
     # optimisation
-    "learning_rate": _float(1e-9, 1e-2, "log"),
+    "learning_rate": _float(1e-9, 1.0, "log"),  # SGD and tiny models take a tenth and more
     "max_grad_norm": _float(1e-3, 100.0, "log"),
     "weight_decay": _float(0.0, 1.0),
     "warmup_steps": _int(0, 100_000),
@@ -112,12 +112,21 @@ PARAMETERS: Mapping[str, Parameter] = {
     "vllm_importance_sampling_cap": _float(1.0, 100.0),
     "vllm_importance_sampling_clip_max": _float(1.0, 100.0),
     "max_staleness": _int(0, 1000),
+    "max_inflight_tasks": _int(1, 1_000_000, "log"),
+    "use_vllm": Parameter("bool"),
+    "use_bias_correction_kl": Parameter("bool", changes_objective=True),
+    "disable_dropout": Parameter("bool"),
+    "success_reward_threshold": _float(-1e9, 1e9, objective=True),
+    "teacher_update_rate": _float(0.0, 1.0, objective=True),
+    "distillation_alpha": _float(0.0, 1.0, objective=True),
     "weight_sync_steps": _int(1, 1000),
     # preference, supervised
     "label_smoothing": _float(0.0, 0.5),
     "desirable_weight": _float(0.01, 100.0, "log", objective=True),
     "undesirable_weight": _float(0.01, 100.0, "log", objective=True),
     "rpo_alpha": _float(0.0, 10.0, objective=True),
+    "cpo_alpha": _float(0.0, 100.0, "log", objective=True),
+    "center_rewards_coefficient": _float(0.0, 1.0, "log", objective=True),
     "packing": Parameter("bool"),
     "assistant_only_loss": Parameter("bool", changes_objective=True),
     "completion_only_loss": Parameter("bool", changes_objective=True),
@@ -127,6 +136,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "logging_steps": _int(1, 100_000),
     "eval_steps": _int(1, 1_000_000),
     "save_steps": _int(1, 1_000_000),
+    "save_only_model": Parameter("bool"),
     "dataloader_num_workers": _int(0, 64),
     "dataloader_pin_memory": Parameter("bool"),
     "dataloader_prefetch_factor": _int(1, 64),
