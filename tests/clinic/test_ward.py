@@ -13,13 +13,11 @@ from tests.clinic.ward import __main__ as commands
 from tests.clinic.ward import effect, fresh, goals, intervals, report, rounds
 from tests.clinic.ward.case import HEALTHY_STATES, Case
 from tests.clinic.ward.cases import BY_ROUND, CASES, by_id
-from tests.clinic.ward.cure import ARMS, WAITS, end_of, first_change, read, recovered
 from tests.clinic.ward.onset import Twins, series, visible
 from tests.clinic.ward.record import first_recorded, load, record_all, save, thin
 from tests.clinic.ward.score import Alarm, Judged, judge, ranked, set_aside, split_of
 from tests.clinic.ward.tally import Share, first_scored, per_rule, tally
 
-from trainvitals.findings import Action
 from trainvitals.rulelang.loader import load_rules
 
 SICK = [case for case in CASES if case.sick]
@@ -103,36 +101,6 @@ def test_what_is_true_of_the_data_from_the_start_is_no_false_alarm_before_its_ef
 def test_a_root_that_spoke_later_stands_before_its_symptom() -> None:
     alarms = [Alarm(10, "symptom", "warning", "collapse", "i1"), Alarm(12, "other", "warning", "data", "i2"), Alarm(14, "cause", "error", "numerics", "i1", "root")]
     assert ranked(alarms) == ["cause", "symptom", "other"]
-
-
-def test_recovery_is_within_five_percent_on_the_good_side() -> None:
-    assert recovered("reward.mean", 0.96, 1.0)
-    assert not recovered("reward.mean", 0.94, 1.0)
-    assert recovered("-optim.loss", 2.05, 2.0)
-    assert not recovered("-optim.loss", 2.2, 2.0)
-    assert not recovered("reward.mean", None, 1.0)
-    assert end_of({step: float(step) for step in range(1, 21)}) == 15.5
-    assert end_of({1: 1.0, 2: None}) is None
-
-
-def test_the_first_typed_suggestion_is_followed_with_what_goes_along() -> None:
-    look = Action(action_id="a-1", type="inspect", text="Look.")
-    change = Action.model_validate({"action_id": "a-2", "parameter": "learning_rate", "to": 1e-6, "also": [{"parameter": "num_iterations", "from": 8, "to": 1}]})
-    later = Action(action_id="a-3", parameter="beta", to=0.1)
-    assert first_change([look, change, later]) == {"learning_rate": 1e-6, "num_iterations": 1}
-    assert first_change([look]) == {}
-
-
-def test_kept_forks_are_of_known_cases_and_arms() -> None:
-    kept = read()
-    assert kept["forks"]
-    for entry in kept["forks"]:
-        case = by_id(entry["case"])
-        assert case.cure
-        assert set(entry["arms"]) <= set(ARMS)
-        assert entry["alarm"] is None or entry["right"] == case.cure
-        assert all("learned" in arm for arm in entry["arms"].values() if case.learned and arm["recovered"])  # standing still is no recovery
-    assert all(set(entry["recovered"]) <= {str(wait) for wait in WAITS} and by_id(entry["case"]).cure for entry in kept["lead"])
 
 
 # -- recordings --------------------------------------------------------------------------------------------------------

@@ -51,11 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.part == "record" and options.round:
         which = rounds.ROUNDS[options.round]
         return int(rounds.record(which, cases or which.cases, jobs=options.jobs, again=options.again) > 0)
-    cases = cases or list(CASES)
     if options.part == "cure":
+        cases = cases or [case for case in CASES if case.cure]
         part = "lead" if options.lead else "forks"
         return int(cure.cure_all(cases, options.seeds, jobs=options.jobs, part=part, again=options.again, arms=options.arms) > 0)
-    return int(record.record_all(cases, jobs=options.jobs, again=options.again) > 0)
+    return int(record.record_all(cases or list(CASES), jobs=options.jobs, again=options.again) > 0)
 
 
 def _score(cases: Sequence[Case], split: str) -> int:

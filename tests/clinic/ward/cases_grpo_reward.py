@@ -192,7 +192,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "grpo-length-zero", "grpo", "From update 51 on only brevity is paid.", length_zero, STEPS, onset=BREAK, twin="grpo-twin",
-        roots=("length-collapse",), categories=("collapse", "over-optimization"), verdicts=("collapsed", "over_optimizing", "drifting"),
+        roots=("length-collapse",), categories=("collapse", "over-optimization"), verdicts=("collapsed", "over_optimizing", "drifting"), goal="completion.length_mean",
     ),
     Case(
         "grpo-consensus", "grpo", "From update 51 on an answer is paid for being like the others of its group.", consensus, STEPS, onset=BREAK,

@@ -181,7 +181,7 @@ CASES: tuple[Case, ...] = (
     _kto("one-class-later", f"Only undesirable examples from update {BREAK + 1} on.", kto_sorted, ["kto-one-class"], ("data",), ("drifting", "over_optimizing", "collapsed"), onset=BREAK),
     _kto(
         "imbalance", "One desirable example in eight, unweighted.", partial(kto_labels, labels=(True, *[False] * 7)), ["kto-imbalance"], ("data", "config"),
-        ("drifting", "over_optimizing", "collapsed"), cure={"desirable_weight": 7.0}, goal="preference.logp_chosen", learned="preference.margin",  # the loss holds the weights
+        ("drifting", "over_optimizing", "collapsed"), cure={"desirable_weight": 7.0}, goal="preference.logp_chosen", learned="eval.margin",  # the loss holds the weights
     ),
     _kto(
         "rate-100x", "Learning rate 0.03 instead of 0.0003.", partial(kto, learning_rate=3e-2), ["step-size-too-large", "margin-explosion", "kto-kl-zero"],

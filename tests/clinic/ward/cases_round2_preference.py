@@ -215,7 +215,7 @@ CASES: tuple[Case, ...] = (
     _dpo("weights-lost", f"Before update {BREAK + 1} the policy's weights are random.", weights_lost, ["loss-spike", "loss-diverged", "likelihood-displacement", "no-rule:weights-changed-by-hand", "weights-changed-outside"],
          ("numerics", "ood-drift", "data"), ("diverged", "drifting", "collapsed"), onset=BREAK, goal="preference.logp_chosen"),
     _kto("weights-inverted", "One desirable example in four, and the weight of three on the other class.", weights_inverted, ["kto-imbalance"], ("data", "config"),
-         ("drifting", "over_optimizing", "collapsed"), cure={"desirable_weight": 3.0, "undesirable_weight": 1.0}),
+         ("drifting", "over_optimizing", "collapsed"), cure={"desirable_weight": 3.0, "undesirable_weight": 1.0}, goal="preference.logp_chosen", learned="eval.margin"),  # the loss holds the weights
     _kto("random-reference", "The reference has random weights.", random_reference, ["reference-mismatch"], ("config", "ood-drift"), ("drifting", "diverged", *LEARNS)),
     _reward("head-dead", "The head of the score is zero and frozen.", head_dead, ["reward-model-at-chance", "gradient-vanished", "gradient-blocked"], ("stall",), ("stalled",)),
     _reward("margins", "The column of margins asks for differences of 50.", margins, ["margins-out-of-reach", "reward-scores-explode", "loss-starts-high", "reward-model-overconfident"],

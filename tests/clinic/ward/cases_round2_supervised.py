@@ -179,7 +179,7 @@ CASES: tuple[Case, ...] = (
         seeds=HEALTHY_SEEDS, hard=True,
     ),
     _sft("answers-cut", "A length of 40 tokens ends most rows in the middle of their answer.", cut, STEPS, ["end-token-missing", "rows-without-labels", "labels-masked", "answers-truncated"],
-         ("data", "config"), LEARNS, cure={"max_length": 64}),
+         ("data", "config"), LEARNS, cure={"max_length": 64}, goal="-token.cut_fraction", learned="-eval.loss"),  # held-out rows are cut as well, so that their loss alone shows nothing
     _sft("labels-shifted", "Labels are shifted once too often: the model learns the token after the next.", labels_shifted, STEPS, ["overfitting", "evaluation-contradicts", "no-rule:labels-shifted", "labels-not-shifted"],
          ("data", "over-optimization"), ("over_optimizing", "drifting")),
     _sft("padding-learned", "Batches are padded to 64 tokens and the padding is trained on.", padding_learned, STEPS, ["loss-too-low", "padding-learned"], ("data", "efficiency"), LEARNS),

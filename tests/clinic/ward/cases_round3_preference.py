@@ -92,9 +92,9 @@ CASES: tuple[Case, ...] = (
          ("numerics", "ood-drift"), ("diverged", "drifting", "over_optimizing"), onset=BREAK, goal="preference.logp_chosen"),
     _kto("few", "24 examples, a third of them mislabelled, 33 epochs (DP-03).", kto_few, ["overfitting", "memorised-epoch", "preference-over-optimised"], ("over-optimization",), ("over_optimizing",)),
     _kto("hardly-desirable", "One desirable example for 19 undesirable ones, unweighted (KT-01).", hardly_desirable, ["kto-imbalance"], ("data", "config"), ("drifting", "over_optimizing", "collapsed"),
-         cure={"desirable_weight": 19.0}, goal="preference.logp_chosen", learned="preference.margin"),
+         cure={"desirable_weight": 19.0}, goal="preference.logp_chosen", learned="eval.margin"),
     _kto("batch-of-two", "Two examples make a batch, so that the reference point is 0 most of the time (KT-02).", batch_of_two, ["kto-kl-zero", "kto-batch-too-small"], ("config",), ("drifting", *LEARNS),
-         cure={"per_device_train_batch_size": 8}),
+         cure={"per_device_train_batch_size": 8}, goal="eval.margin"),  # the loss holds weights that the random arm may draw
     _orpo("schedule-short", f"A linear schedule that was planned for {SHORT} of the 100 updates (NU-12).", schedule_short, ["learning-rate-zero"], ("config", "stall"), ("stalled", "steady"),
           goal="-preference.nll"),
     _orpo("labels-swapped", "Chosen and rejected are swapped, not so in the held-out pairs (DP-05).", partial(orpo, choose=offline.swapped), ["labels-reversed", "evaluation-contradicts"], ("data",),

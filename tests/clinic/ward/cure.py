@@ -1,5 +1,8 @@
 """Does the advice help? At the alarm a run forks: carry on, our first suggestion, a random suggestion, the known right change.
 
+A fault that no parameter repairs has no right change. Its run forks too where a parameter is suggested: a suggestion that never helps there either is noise
+to whoever follows it.
+
 The sick training runs for real until the first alarm, with checkpoints. Then four trainings go on from the same place, each for as
 many updates as a whole healthy run: from the newest checkpoint before the last healthy step that the verdict names, or from the
 beginning when there was no healthy moment. An arm recovers when the goal of its last updates is within 5 % of the healthy twins'
@@ -85,6 +88,26 @@ def healthy_end(case: Case, goal: str) -> tuple[float, float]:
     ends = [reached(goal, records) for records in first_recorded(case.twin).values()]
     numbers = [end for end in ends if end is not None]
     return statistics.median(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+
+
+def way_back(case: Case, entry: Mapping[str, Any], arm: str) -> float | None:
+    """How much of the way from where carrying on ends to where the healthy twins do an arm came, 1 for all of it.
+
+    0 where it lost more of what was to be learned than two standard deviations of the twins: standing still is no way back. None without a run that carried on, or
+    where that one ended well.
+    """
+    there, carried = entry["arms"].get(arm), entry["arms"].get("carry on")
+    if there is None or carried is None or carried["reached"] is None or carried["recovered"]:
+        return None
+    if there["reached"] is None:
+        return 0.0
+    if case.learned and "learned" in there and "learned" in carried:
+        sign = -1 if case.learned.startswith("-") else 1
+        lost = None if there["learned"] is None or carried["learned"] is None else sign * (carried["learned"] - there["learned"])
+        if lost is not None and lost > 2 * healthy_end(case, case.learned)[1]:
+            return 0.0
+    whole = entry["healthy"] - carried["reached"]
+    return (there["reached"] - carried["reached"]) / whole if whole else None
 
 
 def first_change(actions: Sequence[Action]) -> dict[str, Any]:
@@ -230,11 +253,15 @@ def fork(case: Case, seed: int, kept: Mapping[str, Any] | None = None, arms: Seq
         config = sick.callback.monitor.run.config
         ours = first_change(sick.alarm.actions)
         result |= {"alarm": sick.alarm.step, "rule": sick.alarm.rule.id, "from": resume_at, "suggested": ours, "right": dict(case.cure or {})}
+        if not case.cure and not ours:  # words alone: nothing to compare
+            return result
         same = kept is not None and kept["alarm"] is not None and kept["from"] == resume_at
         trained = list(kept["arms"].values()) if kept is not None and same else []
         draws = iter(random_changes(config, case.trainer, Random(f"{case.id}-{seed}")))
         for arm in arms:
             changes = {"suggested": ours, "right": dict(case.cure or {}), "carry on": {}}.get(arm)
+            if arm == "right" and not case.cure:
+                continue
             if arm == "suggested" and not ours:
                 result["arms"][arm] = {"reached": None, "recovered": False, "note": "no parameter suggested"}
                 continue
@@ -255,13 +282,15 @@ def _arm(
             judged = ("learned" in before) == bool(case.learned) or not before["recovered"]
             if judged and before.get("changes") == chosen:
                 return dict(before)
+        length = {"max_steps": -1 if "num_train_epochs" in chosen else start + case.steps}
+        begin = None if chosen.get("max_steps", start + 1) <= start or "num_train_epochs" in chosen else resume  # a shorter run than up to here is a run from the beginning
         try:
-            arm = _Watcher(case, seed, folder, {"max_steps": start + case.steps, **chosen}, stop_at_alarm=False)
+            arm = _Watcher(case, seed, folder, {**length, **chosen}, stop_at_alarm=False)
         except (ValueError, TypeError):
             if not drawn or not chosen:
                 raise
             continue
-        arm.train(resume)
+        arm.train(begin)
         ends = arm.ends()
         well = all(recovered(goal, value, *healthy[goal]) for goal, value in ends.items())
         found = {"changes": chosen, "reached": ends[case.goal], "recovered": well}
@@ -301,10 +330,10 @@ def read(path: Path = RESULT) -> dict[str, list[dict[str, Any]]]:
 def cure_all(
     cases: Iterable[Case], seeds: Sequence[int], *, jobs: int, part: str = "forks", again: bool = False, arms: Sequence[str] = ARMS, result: Path = RESULT
 ) -> int:
-    """Fork every curable case that has no result yet (all with `again`); results are kept after each. Returns how many failed."""
+    """Fork every case that has no result yet (all with `again`); results are kept after each. Returns how many failed."""
     kept = read(result)
     known = {(entry["case"], entry["seed"]): entry for entry in kept[part]}
-    missing = [(case.id, seed) for case in cases if case.cure and is_at_home(case) for seed in seeds if again or (case.id, seed) not in known]
+    missing = [(case.id, seed) for case in cases if (case.cure or part == "forks") and is_at_home(case) for seed in seeds if again or (case.id, seed) not in known]
     failed, begin = 0, time.monotonic()
     result.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -327,4 +356,4 @@ def _said(entry: Mapping[str, Any]) -> str:
     if "arms" not in entry:
         return ", ".join(f"after {wait}: {'recovers' if well else 'no'}" for wait, well in entry["recovered"].items()) or "no alarm"
     arms = ", ".join(f"{arm}: {'recovers' if what['recovered'] else 'no'}" for arm, what in entry["arms"].items())
-    return f"{entry['rule']} {entry['suggested']}: {arms}" if arms else "no alarm"
+    return f"{entry['rule']} {entry['suggested']}: {arms}" if arms else "no alarm" if entry["alarm"] is None else f"{entry['rule']}: words alone"

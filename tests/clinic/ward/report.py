@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from tests.clinic.ward import cure, fresh, goals, kept, logs_only, peer_scores, plots, rounds
+from tests.clinic.ward import cure_page, fresh, goals, kept, logs_only, peer_scores, plots, rounds
 from tests.clinic.ward.case import Case
 from tests.clinic.ward.cases import CASES, EVERY
-from tests.clinic.ward.cure import ARMS
 from tests.clinic.ward.score import Judged, judge_all, right_verdict, set_aside
 from tests.clinic.ward.tables import table
 from tests.clinic.ward.tally import Share, per_rule, tally
-from tests.clinic.ward.why import CURE_MISSED, CURE_TRIED, FIRST_SCORED, LATER, MISSED, TRIED
+from tests.clinic.ward.why import FIRST_SCORED, LATER, MISSED, TRIED
 
 PAGE = Path(__file__).parents[3] / "docs" / "benchmark.md"
 RESULTS = Path(__file__).parent / "results"
@@ -68,8 +66,8 @@ def build() -> str:
     columns: list[goals.Column] = [(f"round {which.word}", kept, tally(those, every)) for which, kept, those in later]
     columns += [("set aside", FIRST_SCORED, tally(aside, cases)), ("development half", None, tally(dev, cases))]
     parts = [
-        HEAD.format(judged=judges([which for which, _, _ in later])), _counts(found, cases), goals.judged(columns[0], *_cured(every, unseen=True)), goals.round_by_round(columns), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
-        _healthy(found, cases), fresh.section(), _rules(found, cases), _cure(every), logs_only.section(), peer_scores.section(found, cases), peer_scores.unseen(runs, [kept for _, kept, _ in later], every), _real_runs(), _missed([*found, *runs], every),
+        HEAD.format(judged=judges([which for which, _, _ in later])), _counts(found, cases), goals.judged(columns[0], *cure_page.cured(every, unseen=True)), goals.round_by_round(columns), _parts([*runs, *aside], every), *(of_round(which, those, every) for which, _, those in later), _by_case(found, cases),
+        _healthy(found, cases), fresh.section(), _rules(found, cases), cure_page.section(every), logs_only.section(), peer_scores.section(found, cases), peer_scores.unseen(runs, [kept for _, kept, _ in later], every), _real_runs(), _missed([*found, *runs], every),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part) + "\n"
 
@@ -165,82 +163,6 @@ def _rules(found: Sequence[Judged], cases: Mapping[str, Case]) -> str:
         "injection, as a symptom that was not suppressed. *False*: runs in which it spoke while nothing was wrong. Both halves.\n\n"
     )
     return "## Every rule that spoke or should have\n\n" + text + table(("rule", "spoke where due", "elsewhere", "false", "something was wrong when it spoke"), rows)
-
-
-def _forks(cases: Mapping[str, Case], *, unseen: bool) -> list[dict[str, Any]]:
-    """Forked runs, of the seeds that a case is recorded with or of those that nobody saw while the advice was written."""
-    return [entry for entry in cure.read()["forks"] if entry["case"] in cases and (entry["seed"] not in cases[entry["case"]].seeds) == unseen]
-
-
-def _arm(entries: Sequence[Mapping[str, Any]], arm: str) -> Share:
-    """How often an arm recovered, of the runs in which it was trained."""
-    trained = [entry["arms"][arm]["recovered"] for entry in entries if arm in entry["arms"]]
-    return Share(sum(trained), len(trained))
-
-
-def _cured(cases: Mapping[str, Case], *, unseen: bool) -> tuple[Share | None, float | None]:
-    """Recovered by the first suggestion, and by how much more often than by the random one, of the curable: where the right change did not fail as well."""
-    entries = [entry for entry in _forks(cases, unseen=unseen) if entry["arms"].get("right", {}).get("recovered", True)]
-    ours, control = _arm(entries, "suggested"), _arm(entries, "random")
-    if not ours.of:
-        return None, None
-    return ours, None if ours.value is None or control.value is None else ours.value - control.value
-
-
-CURE_TEXT = """Each sick run with a fault that a parameter can repair trains until its first alarm and then forks into four trainings from the same
-checkpoint (the newest before the last healthy step of the verdict, or the beginning; PPO cannot be resumed and begins anew), each as long as a whole
-run. It recovers when the goal of its last ten updates is within 5 % of the healthy twins' or two of their standard deviations; where standing still would
-reach that goal as well (the likelihood of chosen answers), what was to be learned must be reached too. *Right* is the change that undoes the injection:
-its share tells how often the alarm came before the damage was done. *Random* changes one parameter that our rules for this trainer ever suggest, by a
-factor of 0.1 to 10. A learning rate that an arm sets wins over the planted change of the rate, as it does where somebody sets it in the scheduler.
-
-*Recorded seeds* were looked at while the advice was written. *Unseen seeds* were trained after it was finished, and no advice was changed because of them: they
-are the honest number. In the first of them nobody carried on and the right change was made only in some cases; PPO and the faults of later rounds have all four arms.
-"""
-
-
-def _cure(cases: Mapping[str, Case]) -> str:
-    seen, unseen = _forks(cases, unseen=False), _forks(cases, unseen=True)
-    if not seen:
-        return ""
-    shares = [(arm, _arm(seen, arm), share if (share := _arm(unseen, arm)).of else "not trained") for arm in ARMS]
-    bars = [(arm, share.value or 0.0, *share.interval) for arm, share, _ in shares]
-    for arm in ("suggested", "random"):
-        share = _arm(unseen, arm)
-        bars += [(f"{arm}, unseen seeds", share.value or 0.0, *share.interval)] if share.of else []
-    plot = plots.bars(bars, title="Runs that recover after the alarm, by what is done", goal=0.7)
-    rows = [_cure_row(cases[case_id], [e for e in seen if e["case"] == case_id], [e for e in unseen if e["case"] == case_id]) for case_id in dict.fromkeys(e["case"] for e in [*seen, *unseen])]
-    silent = [f"{entry['case']} seed {entry['seed']}" for entry in [*seen, *unseen] if not entry["arms"]]
-    text = f"Without an alarm there is nothing to follow; these runs are in no share: {', '.join(silent)}.\n\n" if silent else ""
-    head = ("case", *ARMS, "suggested, unseen seeds", "random, unseen seeds", "first alarm and its suggestion", "the right change", "")
-    return f"## Cure\n\n{CURE_TEXT}\n{plot}\n\n" + table(("arm", "recovered, recorded seeds", "unseen seeds"), shares) + f"\n{text}{CURE_TRIED}\n" + table(head, rows) + _lead()
-
-
-def _cure_row(case: Case, seen: Sequence[Mapping[str, Any]], unseen: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
-    def count(entries: Sequence[Mapping[str, Any]], arm: str) -> str:
-        share = _arm(entries, arm)
-        return f"{share.hits}/{share.of}" if share.of else ""
-
-    said = ", ".join(dict.fromkeys(f"{entry['rule']}: {_words(entry['suggested'])}" for entry in [*seen, *unseen] if entry["arms"])) or "no alarm"
-    counts = (*(count(seen, arm) for arm in ARMS), count(unseen, "suggested"), count(unseen, "random"))
-    return (case.id, *counts, said, _words(dict(case.cure or {})), CURE_MISSED.get(case.id, ""))
-
-
-def _lead() -> str:
-    entries = [entry for entry in cure.read()["lead"] if entry["recovered"]]
-    if not entries:
-        return ""
-    rows = [(f"{entry['case']} seed {entry['seed']}", entry["alarm"], *("" if (well := entry["recovered"].get(str(wait))) is None else "recovers" if well else "no" for wait in cure.WAITS)) for entry in entries]
-    total = [Share(sum(found), len(found)) for wait in cure.WAITS for found in [[entry["recovered"][str(wait)] for entry in entries if str(wait) in entry["recovered"]]]]
-    text = (
-        "\n### Lead before the damage is irreversible\n\nThe right change is made so many updates after the alarm, from the weights of that moment, without going back "
-        "to a checkpoint. Empty: the run was over, or dead, before.\n\n"
-    )
-    return text + table(("run", "alarm at", *(f"{wait} updates later" for wait in cure.WAITS)), [*rows, ("all", "", *total)])
-
-
-def _words(changes: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {value:g}" if isinstance(value, int | float) else f"{name} = {value}" for name, value in changes.items()) or "no parameter"
 
 
 def _real_runs() -> str:
