@@ -79,6 +79,7 @@ CURE_MISSED: dict[str, str] = {
     "kto-hardly-desirable": "One example in twenty is desirable; the right weight brings the likelihood of the chosen answers half of the way back within a run.",
     "kto-weights-inverted": "The likelihood of the chosen answers comes back, with the right weights and with ours; the margin stays a little below the twins', which learn from twice as many desirable examples.",
     "sft-rate-zero": "Which rate a model needs cannot be told from a run without any step; a default of TRL cures no better than chance here.",
+    "grpo-off-policy": "Eight passes over a batch at sixty times the rate: the run swings, and in three of nine seeds it ends well by itself; so do other changes in three. In seed 8 single ratios are told first, and one pass at that rate is not enough.",
     "dpo-rate-100x": "In seed 3 the suggested rate is 1.3 times the right one, and the likelihood of chosen answers ends behind the twins'.",
     "sft-rate-100x": "In seeds 0 and 5 a rate of 0.7 of the right one is behind the twins at the end; it is still falling.",
 }
