@@ -146,10 +146,10 @@ def test_a_name_of_your_own_can_be_mapped(run: Run, tmp_path: Path) -> None:
 
 
 def test_configuration_from_the_command_line_reaches_the_advice(run: Run, sick: Path) -> None:
-    out = run("check", sick, "-f", "jsonl", "--set", "num_generations=8", "--select", "RWD001").out
+    out = run("check", sick, "-f", "jsonl", "--set", "temperature=0.3", "--select", "RWD001").out
     finding = next(record for record in map(json.loads, out.splitlines()) if record["kind"] == "finding")
-    action = next(action for action in finding["actions"] if action["parameter"] == "num_generations")
-    assert (action["from"], action["to"]) == (8, 16)
+    action = next(action for action in finding["actions"] if action["parameter"] == "temperature")
+    assert (action["from"], action["to"]) == (0.3, 1.0)
 
 
 def test_the_worst_of_several_logs_counts(run: Run, sick: Path, healthy: Path, tmp_path: Path) -> None:
